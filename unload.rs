@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Keeps a module's code in memory until nothing of this library can call it any more.
+//!
+//! An object's release function lies in the module that made the object. The last reference may be
+//! put by anybody and at any time, so the module must outlive its objects. For this, all objects of
+//! one type that one module makes share a [`Class`], which counts them.
+//!
+//! When a module goes, the kernel announces `MODULE_STATE_GOING`: after the module's exit function
+//! has returned and before its memory is freed, and likewise when loading fails
+//! (`delete_module()` and `do_init_module()` in kernel/module/main.c). There the library
+//!
+//! 1. runs the RCU callbacks that are queued,
+//! 2. waits until no object of the module's classes is left, and says which it waits for,
+//! 3. closes the classes: an object that is still left now is leaked when its last reference goes,
+//!    for its release function will not be there to be called,
+//! 4. flushes what the steps before may have queued ([`rcu::flush_module`]).
+//!
+//! The notifier chain is held for reading meanwhile. Somebody who registers a module notifier
+//! then waits for us, and all loading and unloading waits behind him: hence step 2 has a bound.
+//!
+//! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
+
+use core::ptr::{
+    self,
+    NonNull, //
+};
+use kernel::{
+    alloc::Flags,
+    bindings,
+    container_of,
+    error::to_result,
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Relaxed,
+        Release, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    },
+    types::Opaque, //
+};
+
+use crate::rcu;
+
+extern "C" {
+    fn rust_percpu_ref_module_name(module: *const c_void) -> *const c_char;
+    fn rust_percpu_ref_wake_up_var(var: *mut c_void);
+    fn rust_percpu_ref_wait_var_event(var: *mut u32, mask: u32, val: u32);
+    fn rust_percpu_ref_wait_var_zero_timeout(var: *mut usize, ms: c_uint);
+}
+
+/// What the library calls in a module, of its own accord, for objects of one type.
+///
+/// Each `Ops` lies in the module whose functions it names.
+pub(crate) struct Ops {
+    /// The type's name, for messages.
+    pub(crate) name: fn() -> &'static str,
+
+    /// Tells the object of its end, and drops it.
+    ///
+    /// # Safety
+    ///
+    /// The object is of this type, nobody uses it any more, and this is called once.
+    pub(crate) release: unsafe fn(object: NonNull<c_void>),
+
+    /// Calls `confirm` with the object.
+    ///
+    /// # Safety
+    ///
+    /// The object is of this type and alive, and `confirm` is a function for this type.
+    pub(crate) confirm: unsafe fn(object: NonNull<c_void>, confirm: NonNull<c_void>),
+}
+
+/// All objects of one type that one module makes.
+///
+/// Classes are on a list that only grows, so it is walked without a lock. There are as many as there
+/// are types in use at once: a class whose module is gone serves the next type. Those with objects
+/// that were left over stay as they are.
+///
+/// # Invariants
+///
+/// - While `live` is not zero and `running` has no [`CLOSED`], `ops` is valid, and so is all the
+///   code of its module.
+/// - A `Class` is freed only when the library itself goes, and thus nobody uses it.
+pub(crate) struct Class {
+    /// Null while the class serves no type.
+    ops: Atomic<*mut Ops>,
+    /// The objects that are not released yet.
+    live: Atomic<usize>,
+    /// How many threads are inside the module's functions, and [`CLOSED`].
+    running: Atomic<u32>,
+    next: *mut Class,
+}
+
+// SAFETY: All fields are atomic but `next`, which does not change once the class is on the list.
+unsafe impl Sync for Class {}
+
+/// The module's functions must not be called any more.
+const CLOSED: u32 = 1 << 31;
+
+/// The `ops` of a class with objects that outlived their module; no class is looked up by it.
+const ABANDONED: *mut Ops = ptr::without_provenance_mut(1);
+
+/// The first class of the list.
+static CLASSES: Atomic<*mut Class> = Atomic::new(ptr::null_mut());
+
+/// All classes.
+fn classes() -> impl Iterator<Item = &'static Class> {
+    // `Acquire` pairs with the `cmpxchg` in `Class::get()`, which published the class.
+    let mut next = CLASSES.load(Acquire);
+
+    core::iter::from_fn(move || {
+        // SAFETY: Classes live as long as the library.
+        let class: &'static Class = unsafe { next.as_ref() }?;
+        next = class.next;
+        Some(class)
+    })
+}
+
+impl Class {
+    /// The class of `ops`, with one more object, for which [`Class::put`] must be called.
+    ///
+    /// Any context that `gfp` may allocate in.
+    pub(crate) fn get(ops: &'static Ops, gfp: Flags) -> Result<&'static Self> {
+        let ops = ptr::from_ref(ops).cast_mut();
+
+        for class in classes() {
+            // `ops` is only compared. While code of its module runs, which is our caller, the
+            // class is neither closed nor given to another type.
+            if class.ops.load(Relaxed) == ops {
+                class.live.add(1, Relaxed);
+                return Ok(class);
+            }
+        }
+        for class in classes() {
+            // `Acquire` pairs with the `Release` store in `Class::close()` that freed the class.
+            //
+            // INVARIANT: `ops` is valid, as its module's code is running.
+            if class.ops.load(Relaxed).is_null()
+                && class.ops.cmpxchg(ptr::null_mut(), ops, Acquire).is_ok()
+            {
+                class.live.add(1, Relaxed);
+                return Ok(class);
+            }
+        }
+
+        // Two threads may come here with the same type. Then it has two classes, to no harm.
+        let class = KBox::into_raw(KBox::new(
+            Class {
+                ops: Atomic::new(ops),
+                live: Atomic::new(1),
+                running: Atomic::new(0),
+                next: CLASSES.load(Relaxed),
+            },
+            gfp,
+        )?);
+
+        // SAFETY: `class` is valid, and nobody else knows it until `cmpxchg()` succeeds.
+        while let Err(first) = CLASSES.cmpxchg(unsafe { (*class).next }, class, Release) {
+            // SAFETY: As above.
+            unsafe { (*class).next = first };
+        }
+
+        // SAFETY: By the type invariant, the class is not freed while anybody uses it.
+        Ok(unsafe { &*class })
+    }
+
+    /// Says that one object, counted by [`Class::get`], is gone.
+    ///
+    /// To be called inside the module's functions ([`Class::enter`]) if they were entered for that
+    /// end, so that [`Class::close`] finds the right number.
+    pub(crate) fn put(&self) {
+        // `Release` pairs with the waiter's acquire load in `wait()`.
+        if self.live.fetch_sub(1, Release) == 1 {
+            wake_up(self.live.as_ptr());
+        }
+    }
+
+    /// Enters the module's functions; they stay in memory until the returned value is dropped.
+    /// `None` if they are gone. The caller has an object of this class.
+    pub(crate) fn enter(&self) -> Option<Running<'_>> {
+        // `Acquire` and the `add` in `close()` order the two: whoever comes second sees the first.
+        let old = self.running.fetch_add(1, Acquire);
+
+        // INVARIANT: Counted, and `close()` waits for the count to fall to zero.
+        let running = Running(self);
+        (old & CLOSED == 0).then_some(running)
+    }
+
+    /// Waits until no object is left, or until the time is up.
+    fn wait(&self, ops: &Ops, module: &CStr, timeout: Delta) {
+        let live = self.live.load(Relaxed);
+        if live != 0 {
+            pr_warn!(
+                "unloading {module} waits for {live} {}, up to {} s\n",
+                (ops.name)(),
+                timeout.as_millis() / 1000
+            );
+        }
+
+        let ms = timeout.as_millis().clamp(0, i64::from(i32::MAX)) as c_uint;
+        // SAFETY: `live` is valid; `put()` wakes its waiters up.
+        unsafe { rust_percpu_ref_wait_var_zero_timeout(self.live.as_ptr(), ms) };
+    }
+
+    /// Makes sure that none of the module's functions is called any more.
+    fn close(&self, ops: &Ops, module: &CStr) {
+        // `Full`: see `enter()`.
+        self.running.fetch_add(CLOSED, Full);
+        // SAFETY: `running` is valid; `Running::drop()` wakes its waiters up. As the functions
+        // that are waited for run to their end, so does this.
+        unsafe { wait_event(self.running.as_ptr(), !0, CLOSED) };
+
+        // Whoever was inside has come out, and that was after its `put()`.
+        let live = self.live.load(Relaxed);
+        if live != 0 {
+            pr_err!(
+                "unloading {module} does not wait any longer: {live} {} are leaked\n",
+                (ops.name)()
+            );
+            self.ops.store(ABANDONED, Relaxed);
+            return;
+        }
+
+        self.running.store(0, Relaxed);
+        // `Release` pairs with the `Acquire` in `get()`: the next user sees `running` as zero.
+        self.ops.store(ptr::null_mut(), Release);
+    }
+}
+
+/// A thread is inside a module's functions.
+///
+/// # Invariants
+///
+/// The thread is counted in the class's `running`.
+pub(crate) struct Running<'a>(&'a Class);
+
+impl Running<'_> {
+    /// What may be called.
+    pub(crate) fn ops(&self) -> &Ops {
+        // SAFETY: `enter()` found the class open, and its caller has an object, so by the invariant
+        // of `Class` the `ops` are valid. As we are counted, they stay so.
+        unsafe { &*self.0.ops.load(Relaxed) }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // `Release` pairs with the waiter's acquire load in `close()`.
+        if self.0.running.fetch_sub(1, Release) == CLOSED + 1 {
+            wake_up(self.0.running.as_ptr());
+        }
+    }
+}
+
+/// Sleeps until `*var & mask` is `value`, which is to be followed by a [`wake_up`]. Acquires what
+/// was released with that value.
+///
+/// # Safety
+///
+/// `var` is valid.
+pub(crate) unsafe fn wait_event(var: *mut u32, mask: u32, value: u32) {
+    // SAFETY: As the function requires.
+    unsafe { rust_percpu_ref_wait_var_event(var, mask, value) };
+}
+
+/// Wakes up who waits for the change of `*var` that was just made. The address need not be valid
+/// any more.
+pub(crate) fn wake_up<T>(var: *mut T) {
+    // SAFETY: Only the address matters.
+    unsafe { rust_percpu_ref_wake_up_var(var.cast()) };
+}
+
+/// Hears of modules that go.
+///
+/// # Invariants
+///
+/// The block is on the kernel's list of module notifiers.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Notifier {
+    #[pin]
+    block: Opaque<bindings::notifier_block>,
+    timeout: Delta,
+}
+
+// SAFETY: Nothing is accessible from safe code, and it may be unregistered on any thread.
+unsafe impl Send for Notifier {}
+
+// SAFETY: As above.
+unsafe impl Sync for Notifier {}
+
+impl Notifier {
+    /// Registers the notifier. `timeout` bounds the wait for the objects of a module.
+    pub(crate) fn new(timeout: Delta) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            timeout,
+            // INVARIANT: Registered, or the initialiser fails.
+            block <- Opaque::try_ffi_init(|block: *mut bindings::notifier_block| {
+                // SAFETY: `block` is valid for writes.
+                unsafe {
+                    block.write(bindings::notifier_block {
+                        notifier_call: Some(notifier_call),
+                        next: ptr::null_mut(),
+                        // The module's other services are to be there while its objects end.
+                        priority: c_int::MAX,
+                    })
+                };
+                // SAFETY: The block is initialised, pinned, and unregistered before it is freed.
+                to_result(unsafe { bindings::register_module_notifier(block) })
+            }),
+        }? Error)
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Notifier {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant, it is registered.
+        unsafe { bindings::unregister_module_notifier(self.block.get()) };
+
+        // All users are gone, being modules that depend on this one, and their callbacks with them.
+        let mut next = CLASSES.xchg(ptr::null_mut(), Acquire);
+        while !next.is_null() {
+            // SAFETY: `get()` made it a box, and nobody uses it any more.
+            next = unsafe { KBox::from_raw(next) }.next;
+        }
+    }
+}
+
+/// # Safety
+///
+/// To be called by the kernel, with the block of a [`Notifier`] and a module as `data`.
+unsafe extern "C" fn notifier_call(
+    block: *mut bindings::notifier_block,
+    event: c_ulong,
+    data: *mut c_void,
+) -> c_int {
+    if event == bindings::module_state_MODULE_STATE_GOING as c_ulong {
+        // SAFETY: The block lies in a `Notifier`, which is registered and thus alive.
+        let notifier = unsafe { &*container_of!(Opaque::cast_from(block), Notifier, block) };
+
+        // SAFETY: The kernel passes the module that goes.
+        unsafe { module_going(data.cast(), notifier.timeout) };
+    }
+    bindings::NOTIFY_DONE as c_int
+}
+
+/// # Safety
+///
+/// `module` is in `MODULE_STATE_GOING`, and the kernel waits for us before it frees it.
+unsafe fn module_going(module: *mut bindings::module, timeout: Delta) {
+    let start = Instant::<Monotonic>::now();
+    // SAFETY: `module` is valid.
+    let name = unsafe { CStr::from_char_ptr(rust_percpu_ref_module_name(module.cast())) };
+
+    let of_module = |class: &&Class| {
+        let ops = class.ops.load(Relaxed);
+        // SAFETY: `module` is valid; the address is only compared.
+        unsafe { rcu::within_module(ops.cast(), module) }
+    };
+
+    // What was killed before now is not worth a warning: let the callbacks release it.
+    if classes().any(|class| of_module(&class)) {
+        rcu::barrier();
+    }
+    for class in classes().filter(of_module) {
+        // SAFETY: `ops` lies in the module, which is still there.
+        let ops = unsafe { &*class.ops.load(Relaxed) };
+
+        class.wait(ops, name, timeout - start.elapsed());
+    }
+    // Only now, since ending one class's objects may need another class's.
+    for class in classes().filter(of_module) {
+        // SAFETY: As above.
+        class.close(unsafe { &*class.ops.load(Relaxed) }, name);
+    }
+
+    // SAFETY: The exit function has returned, and the classes are closed.
+    unsafe { rcu::flush_module(module) };
+}
