@@ -24,7 +24,10 @@ use core::{
     cell::UnsafeCell,
     iter,
     marker::PhantomData,
-    mem::ManuallyDrop,
+    mem::{
+        ManuallyDrop,
+        MaybeUninit, //
+    },
     ptr::NonNull, //
 };
 use kernel::{
@@ -115,7 +118,7 @@ pub fn possible_cpus() -> impl Iterator<Item = CpuId> {
 /// # Invariants
 ///
 /// `ptr` came from `__alloc_percpu_gfp()` with the size and alignment of `T`, it is not freed, and
-/// each possible CPU's copy is a valid `T`.
+/// each possible CPU's copy is a valid `T`, which is pinned.
 #[doc(alias("alloc_percpu", "__percpu"))]
 pub struct PerCpu<T> {
     ptr: NonNull<c_void>,
@@ -149,16 +152,32 @@ impl<T> PerCpu<T> {
         NonNull::new(ptr).ok_or(AllocError)
     }
 
-    /// Allocates per-CPU memory and fills each possible CPU's copy with what `init` makes for it.
+    /// Allocates per-CPU memory and fills each possible CPU's copy with what `init` returns for it:
+    /// a value, or an initialiser that makes one in place. The values are pinned.
     ///
-    /// Where `init` fails, the values that it made before are dropped, the memory is freed, and its
-    /// error is returned; where there is no memory, the error is `ENOMEM`.
+    /// Where an initialiser fails, the values that were made before are dropped, the memory is
+    /// freed, and its error is returned; where there is no memory, the error is `ENOMEM`.
     ///
     /// May sleep if `gfp` allows blocking, and then needs process context.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{new_spinlock, prelude::*, sync::SpinLock};
+    /// use percpu_ref::percpu::{PerCpu, PreemptGuard};
+    ///
+    /// let queues = PerCpu::<SpinLock<u32>>::new(|cpu| new_spinlock!(cpu.as_u32()), GFP_KERNEL)?;
+    ///
+    /// let guard = PreemptGuard::new();
+    /// *queues.get(&guard).lock() += 1;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[doc(alias("alloc_percpu_gfp", "alloc_percpu"))]
-    pub fn new<E>(mut init: impl FnMut(CpuId) -> Result<T, E>, gfp: Flags) -> Result<Self, E>
+    pub fn new<I, E>(mut init: impl FnMut(CpuId) -> I, gfp: Flags) -> Result<Self>
     where
-        E: From<AllocError>,
+        T: 'static,
+        I: PinInit<T, E>,
+        Error: From<E>,
     {
         /// Undoes a half-made allocation, unless it is forgotten.
         struct Partial<T> {
@@ -181,10 +200,12 @@ impl<T> PerCpu<T> {
             _values: PhantomData,
         };
         for cpu in possible_cpus() {
-            let value = init(cpu)?;
+            // SAFETY: `cpu` is possible, so this is its copy: in bounds, aligned, and ours alone. For
+            // the value in it, the memory is there for ever: it is freed after that is dropped.
+            let copy: &'static mut MaybeUninit<T> =
+                unsafe { copy_of::<MaybeUninit<T>>(partial.ptr, cpu).as_mut() };
 
-            // SAFETY: `cpu` is possible, so this is its copy: in bounds, aligned, and ours alone.
-            unsafe { copy_of::<T>(partial.ptr, cpu).write(value) };
+            copy.write_pin_init(init(cpu))?;
             partial.filled += 1;
         }
 

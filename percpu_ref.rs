@@ -312,10 +312,12 @@ impl<T: Counted> PercpuRef<T> {
     #[doc(alias("percpu_ref_tryget", "percpu_ref_tryget_many"))]
     #[inline]
     pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
+        if !self.count().try_get() {
+            return None;
+        }
+
         // INVARIANT: `try_get()` added a reference, which the guard owns.
-        self.count()
-            .try_get()
-            .then_some(PercpuRefGuard { inner: self.inner })
+        Some(PercpuRefGuard { inner: self.inner })
     }
 
     /// Begins the end of the object: after a grace period no new references are given out, and when

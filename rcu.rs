@@ -227,7 +227,9 @@ pub(crate) unsafe fn flush_module(module: *mut bindings::module) {
     // `Release` pairs with the load in `is_closing()`.
     CLOSING.store(module, Release);
     // See `queue()`: after this, no more callback of the module can be queued, ...
-    rcu::synchronize_rcu();
+    //
+    // SAFETY: We are in process context.
+    unsafe { bindings::synchronize_rcu() };
     // ... and after this, none is left.
     barrier();
     // The module's code does not run any more, so it does not come back to `queue()`.

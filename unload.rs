@@ -190,7 +190,11 @@ impl Class {
 
         // INVARIANT: Counted, and `close()` waits for the count to fall to zero.
         let running = Running(self);
-        (old & CLOSED == 0).then_some(running)
+        if old & CLOSED == 0 {
+            Some(running)
+        } else {
+            None
+        }
     }
 
     /// Waits until no object is left, or until the time is up.

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A module that is unloaded while its objects are still coming to their ends.
+//!
+//! It kills many references right before it goes, and one that `unload_holder.rs` holds on to.
+
+use kernel::prelude::*;
+use percpu_ref::{
+    rcu::{
+        RcuBox,
+        RcuCallback, //
+    },
+    Counted,
+    PercpuRef,
+    UniquePercpuRef, //
+};
+use unload_holder::Owned;
+
+module! {
+    type: Owner,
+    name: "rust_percpu_ref_owner",
+    description: "Is unloaded with references alive",
+    license: "GPL",
+    params: {
+        objects: u32 {
+            default: 100,
+            description: "Objects that are killed on unloading",
+        },
+        hold_ms: u32 {
+            default: 0,
+            description: "Milliseconds that another module holds one object more; 0: there is none",
+        },
+        endless: bool {
+            default: false,
+            description: "Leave an RCU callback behind that calls itself again and again",
+        },
+    },
+}
+
+struct Owner {
+    _queue: KVec<PercpuRef<Object>>,
+    _held: Option<PercpuRef<Owned>>,
+}
+
+/// Its release is code of this module, as its `drop` is.
+struct Object(KBox<u32>);
+
+impl Counted for Object {
+    fn release(&self) {
+        if *self.0 == 0 {
+            pr_info!("released the first object\n");
+        }
+    }
+}
+
+/// An RCU callback that does not come to an end.
+struct Endless;
+
+impl RcuCallback for Endless {
+    fn run(this: RcuBox<Self>) {
+        this.call_hurry();
+    }
+}
+
+impl kernel::Module for Owner {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let objects = module_parameters::objects.value();
+        let mut queue = KVec::with_capacity(objects as usize, GFP_KERNEL)?;
+        for number in 0..objects {
+            let object = Object(KBox::new(number, GFP_KERNEL)?);
+            queue.push(
+                UniquePercpuRef::new(object, GFP_KERNEL)?.into(),
+                GFP_KERNEL,
+            )?;
+        }
+
+        let ms = module_parameters::hold_ms.value();
+        let held = if ms == 0 {
+            None
+        } else {
+            let owned = Owned {
+                on_release: || pr_info!("released the held object\n"),
+            };
+            let owned = PercpuRef::from(UniquePercpuRef::new(owned, GFP_KERNEL)?);
+            unload_holder::hold(owned.try_get().ok_or(ENODEV)?, ms)?;
+            Some(owned)
+        };
+
+        if module_parameters::endless.value() {
+            RcuBox::new(Endless, GFP_KERNEL)?.call_hurry();
+        }
+        Ok(Self {
+            _queue: queue,
+            _held: held,
+        })
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Then the fields are dropped, which kills what they are the owners of.
+        pr_info!("exit\n");
+    }
+}
