@@ -202,9 +202,9 @@ impl Class {
         let live = self.live.load(Relaxed);
         if live != 0 {
             pr_warn!(
-                "unloading {module} waits for {live} {}, up to {} s\n",
+                "unloading {module} waits for {live} {}, up to {} ms\n",
                 (ops.name)(),
-                timeout.as_millis() / 1000
+                timeout.as_millis()
             );
         }
 

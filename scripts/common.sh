@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# Sourced by the other scripts: what a target is, where things are kept, how steps are shown.
+
+set -euo pipefail
+set -o allexport # for the shells that step() starts
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
+
+# Sets the variables that describe target $1. A new target is a new case here.
+#
+# series		of the kernel, as in the name of Debian's linux-source-* package
+# flavour		of the kernel, as in the names of its binary packages
+# deb_arch		Debian's name of the architecture
+# make_args		what each make in the kernel tree is given
+# qemu			the emulator and its machine
+# console		the kernel's name of its serial line
+# seconds		that the guest may take
+targets="amd64"
+describe_target() {
+	case $1 in
+	amd64)
+		series=7.3 flavour=cloud-amd64 deb_arch=amd64
+		make_args="ARCH=x86 CROSS_COMPILE=x86_64-linux-gnu-"
+		qemu="qemu-system-x86_64 -machine q35" console=ttyS0
+		seconds=240
+		;;
+	*)
+		die "there is no target '$1'" "The targets are: $targets."
+		;;
+	esac
+}
+
+# What the toolchain's Debian root is made of.
+suite=trixie
+packages="
+	bc bindgen bison busybox-static ca-certificates cpio flex gcc kmod libc6-dev libdw-dev
+	libelf-dev libssl-dev make pahole perl python3 qemu-system-x86 rsync rust-clippy rust-src
+	rustc rustfmt seabios xz-utils zstd"
+
+# die MESSAGE [REMEDY]: ends the script.
+die() {
+	printf 'error: %s\n' "$1" >&2
+	[ $# -lt 2 ] || printf '       %s\n' "${@:2}" >&2
+	exit 1
+}
+
+# step NAME LIMIT LOG COMMAND...: runs a command or function that may take LIMIT seconds, and shows
+# how long it took. What it prints goes to LOG, the end of which is shown if it fails.
+step() {
+	local name=$1 limit=$2 log=$3 start=$SECONDS status=0
+	shift 3
+	mkdir -p "$(dirname "$log")"
+	printf '%-60s' "$name ..."
+	# timeout ends all that the command has started, and so does an interrupt of this script.
+	timeout --kill-after=10 "$limit" bash -euo pipefail -c '"$@"' step "$@" \
+		< /dev/null > "$log" 2>&1 9>&- &
+	trap "kill $! 2> /dev/null; exit 130" INT TERM HUP
+	wait $! || status=$?
+	trap - INT TERM HUP
+	if [ $status -eq 0 ]; then
+		printf '%4d s\n' $((SECONDS - start))
+		return
+	fi
+	printf 'failed\n'
+	tail -n 20 "$log" | sed 's/^/    /' >&2
+	if [ "$(df --output=avail -k "$log" | tail -n 1)" -lt 102400 ]; then
+		die "the disk is full, at $(dirname "$log")" "Make room, or set PERCPU_REF_CACHE."
+	fi
+	[ $status -ne 124 ] || die "'$name' took more than $limit s, and was stopped"
+	die "'$name' failed" "All that it printed is in $log."
+}
+
+# cached NAME: says that something was taken from the cache.
+cached() {
+	printf '%-60s%6s\n' "$1" "cached"
+}
+
+# in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
+# at /project and /cache. The mounts go with the command.
+in_root() {
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	unshare --mount sh -e -c '
+		root=$1 project=$2 cache=$3; shift 3
+		mkdir -p "$root/project" "$root/cache"
+		mount --bind "$project" "$root/project"
+		mount --bind "$cache" "$root/cache"
+		mount -t proc proc "$root/proc"
+		mount --rbind /dev "$root/dev"
+		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
+			"$@"' sh "$cache/root" "$project" "$cache" "$@"
+}
