@@ -12,11 +12,8 @@ modules: check-kdir
 	+$(kbuild) modules
 
 # As with any external module; INSTALL_MOD_PATH and the like are passed on.
-modules_install: check-kdir
-	+$(kbuild) modules_install
-
-clean: check-kdir
-	+$(kbuild) clean
+modules_install clean:
+	+$(kbuild) $@
 
 check-kdir:
 	@RUSTC='$(RUSTC)' scripts/check-kdir '$(KDIR)'

@@ -48,7 +48,8 @@ die() {
 }
 
 # step NAME LIMIT LOG COMMAND...: runs a command or function that may take LIMIT seconds, and shows
-# how long it took. What it prints goes to LOG, the end of which is shown if it fails.
+# how long it took. What it prints goes to LOG, the end of which is shown if it fails, with $remedy.
+remedy=
 step() {
 	local name=$1 limit=$2 log=$3 start=$SECONDS status=0
 	shift 3
@@ -70,7 +71,7 @@ step() {
 		die "the disk is full, at $(dirname "$log")" "Make room, or set PERCPU_REF_CACHE."
 	fi
 	[ $status -ne 124 ] || die "'$name' took more than $limit s, and was stopped"
-	die "'$name' failed" "All that it printed is in $log."
+	die "'$name' failed" "All that it printed is in $log." ${remedy:+"$remedy"}
 }
 
 # cached NAME: says that something was taken from the cache.
