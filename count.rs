@@ -4,7 +4,7 @@
 //!
 //! In *per-CPU mode* a get adds one to this CPU's counter and a put subtracts one. A single counter
 //! may go below zero and wrap, for what is got on one CPU may be put on another; only their sum
-//! modulo 2^[`usize::BITS`] means anything, and nobody computes it. So nobody would see it fall to
+//! modulo 2^64 means anything, and nobody computes it. So nobody would see it fall to
 //! zero, either. It cannot: the *initial reference* is put by [`Count::kill`] alone.
 //!
 //! Killing sets [`DEAD`] in the word where every get and put finds the address of the counters, and
@@ -58,18 +58,18 @@ use crate::{
 };
 
 extern "C" {
-    fn rust_percpu_ref_pr_debug_sum(global: c_ulong, percpu: c_ulong);
+    fn rust_percpu_ref_pr_debug_sum(global: u64, percpu: u64);
 }
 
 /// In [`Count::word`]: the reference was killed; use [`Count::atomic`].
 #[doc(alias("__PERCPU_REF_DEAD", "PCPU_REF_DEAD"))]
 const DEAD: usize = 1;
 
-const _: () = assert!(align_of::<Local<usize>>() > DEAD);
+const _: () = assert!(align_of::<Local<u64>>() > DEAD);
 
 /// Keeps [`Count::atomic`] away from zero until the per-CPU counters are added to it.
 #[doc(alias("PERCPU_COUNT_BIAS", "PCPU_COUNT_BIAS"))]
-const BIAS: usize = 1 << (usize::BITS - 1);
+const BIAS: u64 = 1 << 63;
 
 /// In [`Count::state`]: the object's end has come, its release has run.
 const RELEASED: u32 = 1 << 0;
@@ -91,10 +91,11 @@ const LEAKED: u32 = 1 << 2;
 ///
 /// # Invariants
 ///
-/// - While the reference is live or dying, `word` without [`DEAD`] is the `PerCpu<Local<usize>>`
-///   that the count owns.
-/// - The counters' sum plus `atomic`, modulo 2^`usize::BITS`, is the number of references; plus
-///   [`BIAS`] as long as the counters are not added to `atomic`. The initial reference is one,
+/// - While the reference is live or dying, `word` without [`DEAD`] is the `PerCpu<Local<u64>>` that
+///   the count owns.
+/// - The counters' sum plus `atomic`, modulo 2^64, is the number of references; plus [`BIAS`] as
+///   long as the counters are not added to `atomic`. There are far fewer than `BIAS / 2` of them:
+///   even to leak so many would take a century, and so the counts are 64 bits wide everywhere. The initial reference is one,
 ///   and exists until the callback puts it.
 /// - `class` has this object in its count until the object is released.
 /// - The memory that the count is in came from `kmalloc()`. It is freed by whoever sets the second
@@ -102,7 +103,7 @@ const LEAKED: u32 = 1 << 2;
 pub(crate) struct Count {
     /// The address of the per-CPU counters, and [`DEAD`].
     word: Atomic<usize>,
-    atomic: Atomic<usize>,
+    atomic: Atomic<u64>,
     class: &'static Class,
     /// A function for the object's type, or null. Written by the one who kills, read by the
     /// callback.
@@ -116,12 +117,12 @@ impl Count {
     ///
     /// Fails with `ENOMEM`.
     pub(crate) fn new(ops: &'static Ops, gfp: Flags) -> Result<Self> {
-        let counters = PerCpu::<Local<usize>>::zeroed(gfp)?;
+        let counters = PerCpu::<Local<u64>>::zeroed(gfp)?;
         let class = Class::get(ops, gfp)?;
 
         // INVARIANT: The counters are zero, so there is one reference, the initial one.
         Ok(Self {
-            word: Atomic::new(counters.into_raw().addr().get()),
+            word: Atomic::new(counters.into_raw().as_ptr().expose_provenance()),
             atomic: Atomic::new(1 + BIAS),
             class,
             confirm: Atomic::new(ptr::null_mut()),
@@ -138,7 +139,7 @@ impl Count {
     /// - the count is unshared, or
     /// - it lacks [`DEAD`] and preemption has been disabled since it was read, or
     /// - this is the callback.
-    unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<usize>>> {
+    unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
         let ptr = ptr::with_exposed_provenance_mut(word & !DEAD);
 
         // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The callback
@@ -148,7 +149,7 @@ impl Count {
 
     /// Does `local` with the counters if the reference is alive, and else says that it is not.
     #[inline]
-    fn if_live(&self, local: impl FnOnce(&PerCpu<Local<usize>>)) -> bool {
+    fn if_live(&self, local: impl FnOnce(&PerCpu<Local<u64>>)) -> bool {
         let _guard = PreemptGuard::new();
 
         // `Relaxed`: what the address leads to was initialised before the reference was shared.
@@ -271,7 +272,7 @@ impl Count {
         let confirm = confirm.map_or(ptr::null_mut(), NonNull::as_ptr);
         count.confirm.store(confirm, Relaxed);
         if let Err(initial) = rcu::try_call_hurry(InitialRef(this), confirm) {
-            // The code of `confirm` is about to go; see `rcu::flush_module()`.
+            // The code of `confirm` is about to go; see `rcu::close_module()`.
             pr_warn_once!("confirmation lies in an unloaded module: not calling it\n");
             count.confirm.store(ptr::null_mut(), Relaxed);
             rcu::call_hurry(initial);
@@ -378,7 +379,8 @@ unsafe impl RcuPointer for InitialRef {
         // The whole sum, and in the same step the bias: a part of the sum, or the sum after the
         // bias, could bring the atomic to zero, which a put would take for the end.
         //
-        // `Full`: whoever sees the bias gone, and fails to get, sees what was before.
+        // `Full` pairs with that in `put()`: the puts before the kill, which the grace period has
+        // ordered before us, come before the end of the object, whoever it is that brings it.
         count.atomic.fetch_add(sum.wrapping_sub(BIAS), Full);
 
         let confirm = NonNull::new(count.confirm.load(Relaxed));

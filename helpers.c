@@ -10,9 +10,11 @@
 #include <linux/export.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
+#include <linux/notifier.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
 #include <linux/printk.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/wait_bit.h>
 
@@ -92,6 +94,23 @@ THIS_CPU_HELPERS(16)
 THIS_CPU_HELPERS(32)
 THIS_CPU_HELPERS(64)
 
+/* Inline if CONFIG_RCU_LAZY is not set. */
+HELPER(void, call_rcu_hurry, struct rcu_head *head, rcu_callback_t func)
+{
+	call_rcu_hurry(head, func);
+}
+
+/* Inline if CONFIG_MODULES is not set, and so is the next one. */
+HELPER(int, register_module_notifier, struct notifier_block *nb)
+{
+	return register_module_notifier(nb);
+}
+
+HELPER(int, unregister_module_notifier, struct notifier_block *nb)
+{
+	return unregister_module_notifier(nb);
+}
+
 HELPER(bool, within_module, const void *addr, const struct module *mod)
 {
 	return within_module((unsigned long)addr, mod);
@@ -125,7 +144,7 @@ HELPER(void, wait_var_zero_timeout, unsigned long *var, unsigned int ms)
 }
 
 /* In C for the sake of dynamic debug, which Rust's pr_debug!() does not have. */
-HELPER(void, pr_debug_sum, unsigned long global, unsigned long percpu)
+HELPER(void, pr_debug_sum, u64 global, u64 percpu)
 {
-	pr_debug("global %lu percpu %lu\n", global, percpu);
+	pr_debug("global %llu percpu %llu\n", global, percpu);
 }

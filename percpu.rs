@@ -163,13 +163,13 @@ impl<T> PerCpu<T> {
     /// # Examples
     ///
     /// ```
-    /// use kernel::{new_spinlock, prelude::*, sync::SpinLock};
+    /// use kernel::{prelude::*, sync::atomic::{Atomic, Relaxed}};
     /// use percpu_ref::percpu::{PerCpu, PreemptGuard};
     ///
-    /// let queues = PerCpu::<SpinLock<u32>>::new(|cpu| new_spinlock!(cpu.as_u32()), GFP_KERNEL)?;
+    /// let last = PerCpu::<Atomic<u32>>::new(|cpu| Atomic::new(cpu.as_u32()), GFP_KERNEL)?;
     ///
     /// let guard = PreemptGuard::new();
-    /// *queues.get(&guard).lock() += 1;
+    /// last.get(&guard).store(7, Relaxed);
     /// # Ok::<(), Error>(())
     /// ```
     #[doc(alias("alloc_percpu_gfp", "alloc_percpu"))]
@@ -280,7 +280,8 @@ impl<T: Sync> PerCpu<T> {
 impl<T> Drop for PerCpu<T> {
     /// Drops the CPUs' values on the CPU that runs this, and frees the memory.
     ///
-    /// Any context that `T` may be dropped in; `free_percpu()` does not sleep.
+    /// Any context that `T` may be dropped in, but NMI. `free_percpu()` does not sleep; on
+    /// PREEMPT_RT it takes a lock that may, so not in a hard interrupt or with preemption disabled.
     #[doc(alias = "free_percpu")]
     fn drop(&mut self) {
         // SAFETY: By the type invariant, every possible CPU's copy is a valid `T`. We have the only
@@ -350,8 +351,9 @@ unsafe fn free<T>(ptr: NonNull<c_void>, filled: usize) {
 #[repr(transparent)]
 pub struct Local<I>(UnsafeCell<I>);
 
-// SAFETY: A `&Local` gives no access at all. The operations of `PerCpu<Local<I>>` only ever read
-// another CPU's copy, with a single load.
+// SAFETY: A `&Local` gives no access at all. `PerCpu<Local<I>>` has a CPU change its own copy by
+// `this_cpu` operations, and read another's by a volatile load, which the kernel's memory model
+// lets race with them.
 unsafe impl<I: Integer> Sync for Local<I> {}
 
 impl<I: Integer> Local<I> {
@@ -361,7 +363,7 @@ impl<I: Integer> Local<I> {
     }
 }
 
-/// All operations: any context, hard interrupts included. They do not sleep.
+/// The operations may be used in any context, hard interrupts included, but not in NMI.
 impl<I: Integer> PerCpu<Local<I>> {
     /// Allocates the integers, all zero.
     ///

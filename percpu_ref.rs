@@ -24,6 +24,18 @@
 //! way is forward through this table. The memory is freed when `T` is dropped and the [`PercpuRef`],
 //! too.
 //!
+//! # Unloading
+//!
+//! The module that makes an object may be unloaded at any time, without a thought for this library.
+//! Its exit function kills what it owns by dropping it; then the library waits for the module's
+//! objects to be released, and says in the log what it waits for.
+//!
+//! Nothing waits for ever: after `unload_timeout` seconds (a parameter of the library) the objects
+//! that somebody still holds are given up. They stay in memory, and nothing of the module is called
+//! for them. But if such an object has a pointer to the module's code or constants in it (a `fn`, a
+//! `&'static str`), its holder must not use that any more, which no type can tell him. Who gives
+//! guards to other modules should see to it that they come back in time.
+//!
 //! # Examples
 //!
 //! ```
@@ -117,8 +129,9 @@ impl kernel::InPlaceModule for PercpuRefModule {
 pub trait Counted: Send + Sync + Sized + 'static {
     /// Runs when the last reference is gone; then the object is dropped.
     ///
-    /// It runs exactly once, for an object that was shared. Nothing of the library is locked, and
-    /// preemption is not disabled by it.
+    /// It runs exactly once for an object that was shared, but not at all if the module that made
+    /// the object is gone by then (see [Unloading](crate#unloading)). Nothing of the library is
+    /// locked, and preemption is not disabled by it.
     ///
     /// Context: that of whoever drops the last reference. If this is the initial reference, it is
     /// softirq, or a kernel thread of RCU's with bottom halves disabled. So neither this nor the
@@ -183,8 +196,9 @@ pub struct UniquePercpuRef<T: Counted>(ManuallyDrop<Pin<KBox<Inner<T>>>>);
 impl<T: Counted> UniquePercpuRef<T> {
     /// Allocates an object and a count of one, in per-CPU mode.
     ///
-    /// Fails with `ENOMEM`, or with what `value` fails with; then nothing is left behind. May sleep
-    /// if `flags` allow it, and then needs process context.
+    /// Fails with `ENOMEM`, or with what `value` fails with; then nothing is left behind. Also with
+    /// `ENODEV`, for a release or a callback that runs at the very end of its module's unloading.
+    /// May sleep if `flags` allow it, and then needs process context.
     #[doc(alias = "percpu_ref_init")]
     pub fn new<E>(value: impl PinInit<T, E>, flags: Flags) -> Result<Self>
     where
@@ -203,7 +217,8 @@ impl<T: Counted> UniquePercpuRef<T> {
     /// The object is dropped, [`Counted::release`] is not called, and the memory is free on return.
     /// This is for the error paths of whoever sets up the object.
     ///
-    /// Any context that the object may be dropped in.
+    /// Any context that the object may be dropped in, but NMI. It frees memory, which PREEMPT_RT
+    /// does not allow in a hard interrupt or with preemption disabled.
     #[doc(alias("percpu_ref_cancel_init", "percpu_ref_exit"))]
     pub fn cancel_init(self) {}
 
@@ -309,7 +324,7 @@ impl<T: Counted> PercpuRef<T> {
     /// (C's `percpu_ref_tryget()` goes on until the count is zero.)
     ///
     /// Any context but NMI. Orders no other memory access.
-    #[doc(alias("percpu_ref_tryget", "percpu_ref_tryget_many"))]
+    #[doc(alias = "percpu_ref_tryget")]
     #[inline]
     pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
         if !self.count().try_get() {
@@ -341,7 +356,7 @@ impl<T: Counted> PercpuRef<T> {
     /// the object.
     ///
     /// If this returns `false`, `confirm` is not called. Neither is it called if the module that it
-    /// lies in has been unloaded meanwhile.
+    /// lies in, or that made the object, is gone by then.
     #[doc(alias = "percpu_ref_kill_and_confirm")]
     pub fn kill_and_confirm(&self, confirm: fn(&T)) -> bool {
         self.kill_and_call(NonNull::new(confirm as *mut c_void))
@@ -368,7 +383,7 @@ impl<T: Counted> PercpuRef<T> {
         self.count().is_dying()
     }
 
-    /// Waits until the object is released and dropped.
+    /// Waits until the object is released and dropped, or leaked because its module is gone.
     ///
     /// Somebody must kill it, and a thread that holds a [`PercpuRefGuard`] of it waits for itself.
     ///
@@ -381,7 +396,8 @@ impl<T: Counted> PercpuRef<T> {
 impl<T: Counted> Drop for PercpuRef<T> {
     /// Kills the reference if nobody has. Does not wait for the release.
     ///
-    /// Any context but NMI.
+    /// Any context but NMI. After the release it frees memory, which PREEMPT_RT does not allow in a
+    /// hard interrupt or with preemption disabled.
     #[doc(alias = "percpu_ref_exit")]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
@@ -427,7 +443,7 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
     /// Gets another reference. It does not fail, even if the reference was killed.
     ///
     /// Any context but NMI.
-    #[doc(alias("percpu_ref_get", "percpu_ref_get_many"))]
+    #[doc(alias = "percpu_ref_get")]
     #[inline]
     fn clone(&self) -> Self {
         // SAFETY: By the type invariant, the object is alive.
@@ -441,9 +457,10 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
 impl<T: Counted> Drop for PercpuRefGuard<T> {
     /// Puts the reference. If it is the last one, the object is released and dropped in here.
     ///
-    /// Any context but NMI that `T`'s release and drop allow. What was done with the object before
-    /// is visible to its release.
-    #[doc(alias("percpu_ref_put", "percpu_ref_put_many"))]
+    /// Any context but NMI, if it is not the last one. The last one frees memory, which PREEMPT_RT
+    /// does not allow in a hard interrupt or with preemption disabled, and does what `T`'s release
+    /// and drop do. What was done with the object before is visible to its release.
+    #[doc(alias = "percpu_ref_put")]
     #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant, there is a reference, and it goes with the guard.

@@ -13,9 +13,9 @@
 //!
 //! A callback of a module must not run after the module's code is gone. C leaves it to each
 //! module's exit function to call `rcu_barrier()`. Here nothing has to be remembered: the library
-//! hears of each unloading and lets the module's callbacks run first. Only what a callback queues
-//! anew at that late time, with the module's objects all gone, is not run any more but leaked, or
-//! a callback that always calls again would keep its module for ever.
+//! hears of each unloading and lets the module's callbacks run first, once and a second time. What
+//! these queue anew then is not run any more but leaked, or a callback that always calls again
+//! would keep its module for ever.
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -49,6 +49,10 @@ use kernel::{
 };
 
 extern "C" {
+    fn rust_percpu_ref_call_rcu_hurry(
+        head: *mut bindings::callback_head,
+        func: bindings::rcu_callback_t,
+    );
     fn rust_percpu_ref_within_module(addr: *const c_void, module: *const c_void) -> bool;
 }
 
@@ -117,14 +121,14 @@ pub fn call<P: RcuPointer>(pointer: P) {
 /// Otherwise the same as [`call`].
 #[doc(alias = "call_rcu_hurry")]
 pub fn call_hurry<P: RcuPointer>(pointer: P) {
-    let queued = queue(pointer, bindings::call_rcu_hurry, ptr::null());
+    let queued = queue(pointer, rust_percpu_ref_call_rcu_hurry, ptr::null());
     leak_if_refused(queued);
 }
 
 /// As [`call_hurry`], but gives the pointer back if the module that holds `text`, too, is past
 /// running callbacks. `text` is what [`RcuPointer::run`] is going to call besides its own code.
 pub(crate) fn try_call_hurry<P: RcuPointer>(pointer: P, text: *const c_void) -> Result<(), P> {
-    queue(pointer, bindings::call_rcu_hurry, text)
+    queue(pointer, rust_percpu_ref_call_rcu_hurry, text)
 }
 
 /// Waits until the callbacks that were queued before have run.
@@ -147,7 +151,7 @@ fn leak_if_refused<P: RcuPointer>(queued: Result<(), P>) {
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
 
 fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu, text: *const c_void) -> Result<(), P> {
-    // From here to the end, against `flush_module()`: either this sees `CLOSING`, or
+    // From here to the end, against `close_module()`: either this sees `CLOSING`, or
     // `synchronize_rcu()` there waits for this section, and then `rcu_barrier()` for our callback.
     let _guard = rcu::read_lock();
 
@@ -174,7 +178,7 @@ unsafe extern "C" fn run_callback<P: RcuPointer>(head: *mut bindings::callback_h
     unsafe { P::from_head(head) }.run();
 }
 
-/// The module that is past running callbacks, or null.
+/// The module that must not begin anything new, or null.
 static CLOSING: Atomic<*mut bindings::module> = Atomic::new(ptr::null_mut());
 
 global_lock! {
@@ -192,10 +196,10 @@ pub(crate) unsafe fn init() {
     unsafe { CLOSING_LOCK.init() };
 }
 
-/// Whether `text` lies in the module that is past running callbacks. The caller is in an RCU
-/// read-side critical section.
-fn is_closing(text: *const c_void) -> bool {
-    // `Acquire` pairs with the `Release` store in `flush_module()`.
+/// Whether `text` lies in the module that [`close_module`] is at work on. The caller is in an RCU
+/// read-side critical section; if the answer is no, that work does not begin before its end.
+pub(crate) fn is_closing(text: *const c_void) -> bool {
+    // `Acquire` pairs with the `Release` store in `close_module()`.
     let module = CLOSING.load(Acquire);
 
     // SAFETY: `free_module()` (kernel/module/main.c) waits for a grace period after the notifier
@@ -213,26 +217,27 @@ pub(crate) unsafe fn within_module(addr: *const c_void, module: *mut bindings::m
     unsafe { rust_percpu_ref_within_module(addr, module.cast()) }
 }
 
-/// Runs the callbacks that lie in `module`, and lets no more be queued.
+/// Runs the callbacks that lie in `module`, lets no more be queued, and does the same, by
+/// `close_rest`, for whatever else [`is_closing`] keeps from beginning.
 ///
 /// Sleeps; process context.
 ///
 /// # Safety
 ///
-/// `module` has run its exit function, is not freed yet, and nothing calls into it from outside any
-/// more, but for callbacks.
-pub(crate) unsafe fn flush_module(module: *mut bindings::module) {
+/// `module` has run its exit function, and is not freed yet.
+pub(crate) unsafe fn close_module(module: *mut bindings::module, close_rest: impl FnOnce()) {
     let _lock = CLOSING_LOCK.lock();
 
     // `Release` pairs with the load in `is_closing()`.
     CLOSING.store(module, Release);
-    // See `queue()`: after this, no more callback of the module can be queued, ...
+    // After this, all the world sees `CLOSING`, ...
     //
     // SAFETY: We are in process context.
     unsafe { bindings::synchronize_rcu() };
-    // ... and after this, none is left.
+    // ... so after this, there are no callbacks of the module left, ...
     barrier();
-    // The module's code does not run any more, so it does not come back to `queue()`.
+    // ... and after this, nothing of it runs that could ask for any.
+    close_rest();
     CLOSING.store(ptr::null_mut(), Relaxed);
 }
 

@@ -12,12 +12,15 @@
 //!
 //! 1. runs the RCU callbacks that are queued,
 //! 2. waits until no object of the module's classes is left, and says which it waits for,
-//! 3. closes the classes: an object that is still left now is leaked when its last reference goes,
-//!    for its release function will not be there to be called,
-//! 4. flushes what the steps before may have queued ([`rcu::flush_module`]).
+//! 3. lets the module begin nothing new, neither objects nor callbacks ([`rcu::close_module`]), and
+//!    runs the callbacks that came up meanwhile,
+//! 4. closes the classes: an object that is still left now is leaked when its last reference goes,
+//!    for its release function will not be there to be called.
 //!
 //! The notifier chain is held for reading meanwhile. Somebody who registers a module notifier
 //! then waits for us, and all loading and unloading waits behind him: hence step 2 has a bound.
+//! Past it, the library calls nothing of the module, but cannot keep others from it: who still
+//! holds a reference may find a pointer to the module's code or constants in the object.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
@@ -49,6 +52,8 @@ use kernel::{
 use crate::rcu;
 
 extern "C" {
+    fn rust_percpu_ref_register_module_notifier(block: *mut bindings::notifier_block) -> c_int;
+    fn rust_percpu_ref_unregister_module_notifier(block: *mut bindings::notifier_block) -> c_int;
     fn rust_percpu_ref_module_name(module: *const c_void) -> *const c_char;
     fn rust_percpu_ref_wake_up_var(var: *mut c_void);
     fn rust_percpu_ref_wait_var_event(var: *mut u32, mask: u32, val: u32);
@@ -86,7 +91,8 @@ pub(crate) struct Ops {
 /// # Invariants
 ///
 /// - While `live` is not zero and `running` has no [`CLOSED`], `ops` is valid, and so is all the
-///   code of its module.
+///   code of its module. For this, `live` rises from zero only in an RCU read-side critical section
+///   that found the module not closing.
 /// - A `Class` is freed only when the library itself goes, and thus nobody uses it.
 pub(crate) struct Class {
     /// Null while the class serves no type.
@@ -126,49 +132,62 @@ fn classes() -> impl Iterator<Item = &'static Class> {
 impl Class {
     /// The class of `ops`, with one more object, for which [`Class::put`] must be called.
     ///
-    /// Any context that `gfp` may allocate in.
+    /// Fails with `ENOMEM`, and with `ENODEV` if the module of `ops` is at its end. Any context that
+    /// `gfp` may allocate in.
     pub(crate) fn get(ops: &'static Ops, gfp: Flags) -> Result<&'static Self> {
         let ops = ptr::from_ref(ops).cast_mut();
 
-        for class in classes() {
-            // `ops` is only compared. While code of its module runs, which is our caller, the
-            // class is neither closed nor given to another type.
-            if class.ops.load(Relaxed) == ops {
-                class.live.add(1, Relaxed);
-                return Ok(class);
-            }
-        }
-        for class in classes() {
-            // `Acquire` pairs with the `Release` store in `Class::close()` that freed the class.
-            //
-            // INVARIANT: `ops` is valid, as its module's code is running.
-            if class.ops.load(Relaxed).is_null()
-                && class.ops.cmpxchg(ptr::null_mut(), ops, Acquire).is_ok()
+        loop {
             {
-                class.live.add(1, Relaxed);
-                return Ok(class);
+                // `close_module()` does not close a class of this module while we are in here.
+                let _guard = kernel::sync::rcu::read_lock();
+                if rcu::is_closing(ops.cast()) {
+                    return Err(ENODEV);
+                }
+                if let Some(class) = Self::find(ops) {
+                    // Before the section ends, so that `close()` counts us.
+                    class.live.add(1, Relaxed);
+                    return Ok(class);
+                }
             }
+            Self::add_to_list(gfp)?;
         }
+    }
 
-        // Two threads may come here with the same type. Then it has two classes, to no harm.
-        let class = KBox::into_raw(KBox::new(
-            Class {
-                ops: Atomic::new(ops),
-                live: Atomic::new(1),
-                running: Atomic::new(0),
-                next: CLASSES.load(Relaxed),
-            },
-            gfp,
-        )?);
+    /// The class that `ops` has, or else one that serves no type and from now on serves `ops`. The
+    /// module of `ops` is not closed meanwhile.
+    fn find(ops: *mut Ops) -> Option<&'static Self> {
+        classes()
+            .find(|class| class.ops.load(Relaxed) == ops)
+            .or_else(|| {
+                classes().find(|class| {
+                    // `Acquire` pairs with the `Release` store in `close()`. Two threads may come
+                    // here with the same type. Then it has two classes, to no harm.
+                    //
+                    // INVARIANT: The module of `ops` is there.
+                    class.ops.load(Relaxed).is_null()
+                        && class.ops.cmpxchg(ptr::null_mut(), ops, Acquire).is_ok()
+                })
+            })
+    }
 
-        // SAFETY: `class` is valid, and nobody else knows it until `cmpxchg()` succeeds.
+    /// Puts a class on the list that serves no type.
+    fn add_to_list(gfp: Flags) -> Result {
+        let class = Self {
+            ops: Atomic::new(ptr::null_mut()),
+            live: Atomic::new(0),
+            running: Atomic::new(0),
+            next: CLASSES.load(Relaxed),
+        };
+        let class = KBox::into_raw(KBox::new(class, gfp)?);
+
+        // SAFETY: `class` is valid, and nobody else knows it until `cmpxchg()` succeeds. `Release`
+        // pairs with the load in `classes()`.
         while let Err(first) = CLASSES.cmpxchg(unsafe { (*class).next }, class, Release) {
             // SAFETY: As above.
             unsafe { (*class).next = first };
         }
-
-        // SAFETY: By the type invariant, the class is not freed while anybody uses it.
-        Ok(unsafe { &*class })
+        Ok(())
     }
 
     /// Says that one object, counted by [`Class::get`], is gone.
@@ -195,22 +214,6 @@ impl Class {
         } else {
             None
         }
-    }
-
-    /// Waits until no object is left, or until the time is up.
-    fn wait(&self, ops: &Ops, module: &CStr, timeout: Delta) {
-        let live = self.live.load(Relaxed);
-        if live != 0 {
-            pr_warn!(
-                "unloading {module} waits for {live} {}, up to {} ms\n",
-                (ops.name)(),
-                timeout.as_millis()
-            );
-        }
-
-        let ms = timeout.as_millis().clamp(0, i64::from(i32::MAX)) as c_uint;
-        // SAFETY: `live` is valid; `put()` wakes its waiters up.
-        unsafe { rust_percpu_ref_wait_var_zero_timeout(self.live.as_ptr(), ms) };
     }
 
     /// Makes sure that none of the module's functions is called any more.
@@ -316,7 +319,7 @@ impl Notifier {
                     })
                 };
                 // SAFETY: The block is initialised, pinned, and unregistered before it is freed.
-                to_result(unsafe { bindings::register_module_notifier(block) })
+                to_result(unsafe { rust_percpu_ref_register_module_notifier(block) })
             }),
         }? Error)
     }
@@ -326,9 +329,11 @@ impl Notifier {
 impl PinnedDrop for Notifier {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant, it is registered.
-        unsafe { bindings::unregister_module_notifier(self.block.get()) };
+        unsafe { rust_percpu_ref_unregister_module_notifier(self.block.get()) };
 
-        // All users are gone, being modules that depend on this one, and their callbacks with them.
+        // All users are gone, being modules that depend on this one. What they killed last may have
+        // left callbacks of the library itself.
+        rcu::barrier();
         let mut next = CLASSES.xchg(ptr::null_mut(), Acquire);
         while !next.is_null() {
             // SAFETY: `get()` made it a box, and nobody uses it any more.
@@ -363,28 +368,49 @@ unsafe fn module_going(module: *mut bindings::module, timeout: Delta) {
     // SAFETY: `module` is valid.
     let name = unsafe { CStr::from_char_ptr(rust_percpu_ref_module_name(module.cast())) };
 
-    let of_module = |class: &&Class| {
-        let ops = class.ops.load(Relaxed);
-        // SAFETY: `module` is valid; the address is only compared.
-        unsafe { rcu::within_module(ops.cast(), module) }
+    // The classes of this module, each with its operations.
+    let classes = || {
+        classes().filter_map(|class| {
+            let ops = class.ops.load(Relaxed);
+            // SAFETY: `module` is valid; the address is only compared.
+            if unsafe { rcu::within_module(ops.cast(), module) } {
+                // SAFETY: It lies in the module, which is still there.
+                Some((class, unsafe { &*ops }))
+            } else {
+                None
+            }
+        })
     };
 
-    // What was killed before now is not worth a warning: let the callbacks release it.
-    if classes().any(|class| of_module(&class)) {
-        rcu::barrier();
-    }
-    for class in classes().filter(of_module) {
-        // SAFETY: `ops` lies in the module, which is still there.
-        let ops = unsafe { &*class.ops.load(Relaxed) };
+    // What was killed before now is released by this, without a word.
+    rcu::barrier();
 
-        class.wait(ops, name, timeout - start.elapsed());
-    }
-    // Only now, since ending one class's objects may need another class's.
-    for class in classes().filter(of_module) {
-        // SAFETY: As above.
-        class.close(unsafe { &*class.ops.load(Relaxed) }, name);
+    let mut told = false;
+    // The end of an object may be the beginning of another one, of a class that was done.
+    while let Some((class, _)) = classes().find(|(class, _)| class.live.load(Relaxed) != 0) {
+        let left = (timeout - start.elapsed()).as_millis();
+        if left <= 0 {
+            break;
+        }
+        for (class, ops) in classes().filter(|_| !told) {
+            let live = class.live.load(Relaxed);
+            if live != 0 {
+                pr_warn!("unloading {name} waits for {live} {}, up to {left} ms\n", (ops.name)());
+            }
+        }
+        told = true;
+
+        let left = left.min(i64::from(i32::MAX)) as c_uint;
+        // SAFETY: `live` is valid; `put()` wakes its waiters up.
+        unsafe { rust_percpu_ref_wait_var_zero_timeout(class.live.as_ptr(), left) };
     }
 
-    // SAFETY: The exit function has returned, and the classes are closed.
-    unsafe { rcu::flush_module(module) };
+    // SAFETY: The exit function has returned.
+    unsafe {
+        rcu::close_module(module, || {
+            for (class, ops) in classes() {
+                class.close(ops, name);
+            }
+        })
+    };
 }

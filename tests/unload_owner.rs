@@ -4,7 +4,13 @@
 //!
 //! It kills many references right before it goes, and one that `unload_holder.rs` holds on to.
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+};
 use percpu_ref::{
     rcu::{
         RcuBox,
@@ -32,7 +38,7 @@ module! {
         },
         endless: bool {
             default: false,
-            description: "Leave an RCU callback behind that calls itself again and again",
+            description: "Leave a callback and an object behind that renew themselves for ever",
         },
     },
 }
@@ -53,12 +59,36 @@ impl Counted for Object {
     }
 }
 
-/// An RCU callback that does not come to an end.
+/// An RCU callback that does not come to an end, and sees to it that there is an [`Heir`].
 struct Endless;
 
 impl RcuCallback for Endless {
     fn run(this: RcuBox<Self>) {
+        if HEIRS.load(Relaxed) == 0 {
+            Heir::beget();
+        }
         this.call_hurry();
+    }
+}
+
+/// An object that makes another of its kind when it ends.
+struct Heir;
+
+static HEIRS: Atomic<i32> = Atomic::new(0);
+
+impl Heir {
+    fn beget() {
+        if let Ok(heir) = UniquePercpuRef::new(Heir, GFP_ATOMIC) {
+            HEIRS.add(1, Relaxed);
+            drop(PercpuRef::from(heir));
+        }
+    }
+}
+
+impl Counted for Heir {
+    fn release(&self) {
+        HEIRS.fetch_sub(1, Relaxed);
+        Heir::beget();
     }
 }
 
