@@ -94,9 +94,9 @@ const LEAKED: u32 = 1 << 2;
 /// - While the reference is live or dying, `word` without [`DEAD`] is the `PerCpu<Local<u64>>` that
 ///   the count owns.
 /// - The counters' sum plus `atomic`, modulo 2^64, is the number of references; plus [`BIAS`] as
-///   long as the counters are not added to `atomic`. There are far fewer than `BIAS / 2` of them:
-///   even to leak so many would take a century, and so the counts are 64 bits wide everywhere. The initial reference is one,
-///   and exists until the callback puts it.
+///   long as the counters are not added to `atomic`. The initial reference is one of them, until the
+///   callback puts it. There are far fewer than `BIAS / 2`: the counts are 64 bits wide everywhere,
+///   and even to leak so many references would take a century.
 /// - `class` has this object in its count until the object is released.
 /// - The memory that the count is in came from `kmalloc()`. It is freed by whoever sets the second
 ///   of [`RELEASED`] and [`ORPHANED`], unless it is [`LEAKED`].
@@ -115,7 +115,7 @@ pub(crate) struct Count {
 impl Count {
     /// A count of one, in per-CPU mode, for an object with the operations `ops`.
     ///
-    /// Fails with `ENOMEM`.
+    /// Fails with `ENOMEM`, and as [`Class::get`] does.
     pub(crate) fn new(ops: &'static Ops, gfp: Flags) -> Result<Self> {
         let counters = PerCpu::<Local<u64>>::zeroed(gfp)?;
         let class = Class::get(ops, gfp)?;

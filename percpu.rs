@@ -147,8 +147,7 @@ impl<T> PerCpu<T> {
         let size = size_of::<T>().max(1);
 
         // SAFETY: Size and alignment are in the allocator's limits.
-        let ptr =
-            unsafe { rust_percpu_ref_alloc_percpu_gfp(size, align_of::<T>(), gfp_t(gfp)) };
+        let ptr = unsafe { rust_percpu_ref_alloc_percpu_gfp(size, align_of::<T>(), gfp_t(gfp)) };
         NonNull::new(ptr).ok_or(AllocError)
     }
 

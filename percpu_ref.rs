@@ -303,12 +303,10 @@ impl<T: Counted> From<UniquePercpuRef<T>> for PercpuRef<T> {
         // SAFETY: The object stays where it is until it is freed.
         let inner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(unique.into_pinned_box()) });
 
-        // INVARIANT: Just made so.
-        //
         // SAFETY: A box is not null.
-        Self {
-            inner: unsafe { NonNull::new_unchecked(inner) },
-        }
+        let inner = unsafe { NonNull::new_unchecked(inner) };
+        // INVARIANT: Just made so.
+        Self { inner }
     }
 }
 

@@ -101,7 +101,9 @@ macro_rules! check {
     };
 }
 
-const CASES: &[(&str, fn() -> Result<Outcome>)] = &[
+type Case = (&'static str, fn() -> Result<Outcome>);
+
+const CASES: &[Case] = &[
     ("percpu_local_operations", percpu_local_operations),
     ("percpu_local_on_each_cpu", percpu_local_on_each_cpu),
     ("percpu_values", percpu_values),
@@ -565,7 +567,6 @@ fn rcu_box_calls_again() -> Result<Outcome> {
 // The reference.
 //
 
-
 /// A new reference counts per CPU and has a count of one: nothing but the kill ends it.
 fn init() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
@@ -669,7 +670,10 @@ fn bulk<T: Counted, I: PinInit<T>>(count: usize, new: impl Fn() -> Result<I>) ->
     let mut batch = KVec::with_capacity(500, GFP_KERNEL)?;
     for _ in 0..count / batch.capacity() {
         while batch.len() < batch.capacity() {
-            batch.push(PercpuRef::from(UniquePercpuRef::new(new()?, GFP_KERNEL)?), GFP_KERNEL)?;
+            batch.push(
+                PercpuRef::from(UniquePercpuRef::new(new()?, GFP_KERNEL)?),
+                GFP_KERNEL,
+            )?;
         }
         batch.clear();
         rcu::barrier();
@@ -963,12 +967,14 @@ fn drop_inside_release() -> Result<Outcome> {
     Ok(Passed)
 }
 
+type Inbox = Mutex<Option<PercpuRefGuard<Thing>>>;
+
 /// What the threads of one round of stress share.
 struct Round {
     thing: PercpuRef<Thing>,
     events: Arc<Events>,
     /// A place for each thread, where others leave guards for it to put.
-    inboxes: KVec<Pin<KBox<Mutex<Option<PercpuRefGuard<Thing>>>>>>,
+    inboxes: KVec<Pin<KBox<Inbox>>>,
     turns: Counter,
     /// References that were got after the confirmation.
     late: Counter,
@@ -1087,6 +1093,9 @@ fn stress() -> Result<Outcome> {
             check_events(&round.events, 1, 1)?;
         }
     }
-    pr_info!("        # {number} rounds, {} threads, {turns} turns\n", cpus * on_each);
+    pr_info!(
+        "        # {number} rounds, {} threads, {turns} turns\n",
+        cpus * on_each
+    );
     Ok(Passed)
 }

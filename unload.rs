@@ -118,7 +118,7 @@ static CLASSES: Atomic<*mut Class> = Atomic::new(ptr::null_mut());
 
 /// All classes.
 fn classes() -> impl Iterator<Item = &'static Class> {
-    // `Acquire` pairs with the `cmpxchg` in `Class::get()`, which published the class.
+    // `Acquire` pairs with the `cmpxchg` in `Class::add_to_list()`, which published the class.
     let mut next = CLASSES.load(Acquire);
 
     core::iter::from_fn(move || {
@@ -195,7 +195,7 @@ impl Class {
     /// To be called inside the module's functions ([`Class::enter`]) if they were entered for that
     /// end, so that [`Class::close`] finds the right number.
     pub(crate) fn put(&self) {
-        // `Release` pairs with the waiter's acquire load in `wait()`.
+        // `Release` pairs with the waiter's acquire load in `module_going()`.
         if self.live.fetch_sub(1, Release) == 1 {
             wake_up(self.live.as_ptr());
         }
@@ -204,7 +204,8 @@ impl Class {
     /// Enters the module's functions; they stay in memory until the returned value is dropped.
     /// `None` if they are gone. The caller has an object of this class.
     pub(crate) fn enter(&self) -> Option<Running<'_>> {
-        // `Acquire` and the `add` in `close()` order the two: whoever comes second sees the first.
+        // `Acquire` pairs with the `Full` in `close()`, on the same variable: whoever comes second
+        // sees the first, so either we are waited for or we see `CLOSED`.
         let old = self.running.fetch_add(1, Acquire);
 
         // INVARIANT: Counted, and `close()` waits for the count to fall to zero.
@@ -236,7 +237,7 @@ impl Class {
         }
 
         self.running.store(0, Relaxed);
-        // `Release` pairs with the `Acquire` in `get()`: the next user sees `running` as zero.
+        // `Release` pairs with the `Acquire` in `find()`: the next user sees `running` as zero.
         self.ops.store(ptr::null_mut(), Release);
     }
 }
@@ -395,7 +396,10 @@ unsafe fn module_going(module: *mut bindings::module, timeout: Delta) {
         for (class, ops) in classes().filter(|_| !told) {
             let live = class.live.load(Relaxed);
             if live != 0 {
-                pr_warn!("unloading {name} waits for {live} {}, up to {left} ms\n", (ops.name)());
+                pr_warn!(
+                    "unloading {name} waits for {live} {}, up to {left} ms\n",
+                    (ops.name)()
+                );
             }
         }
         told = true;

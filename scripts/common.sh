@@ -70,7 +70,8 @@ step() {
 	if [ "$(df --output=avail -k "$log" | tail -n 1)" -lt 102400 ]; then
 		die "the disk is full, at $(dirname "$log")" "Make room, or set PERCPU_REF_CACHE."
 	fi
-	[ $status -ne 124 ] || die "'$name' took more than $limit s, and was stopped"
+	[ $status -ne 124 ] || die "'$name' took more than $limit s, and was stopped" \
+		"What it printed is in $log."
 	die "'$name' failed" "All that it printed is in $log." ${remedy:+"$remedy"}
 }
 

@@ -98,10 +98,7 @@ impl kernel::Module for Owner {
         let mut queue = KVec::with_capacity(objects as usize, GFP_KERNEL)?;
         for number in 0..objects {
             let object = Object(KBox::new(number, GFP_KERNEL)?);
-            queue.push(
-                UniquePercpuRef::new(object, GFP_KERNEL)?.into(),
-                GFP_KERNEL,
-            )?;
+            queue.push(UniquePercpuRef::new(object, GFP_KERNEL)?.into(), GFP_KERNEL)?;
         }
 
         let ms = module_parameters::hold_ms.value();
