@@ -8,11 +8,11 @@
 //! zero, either. It cannot: the *initial reference* is put by [`Count::kill`] alone.
 //!
 //! Killing sets [`DEAD`] in the word where every get and put finds the address of the counters, and
-//! from then on they use one atomic variable. Some CPUs may not have seen the bit yet. After a grace
-//! period they all have, the per-CPU counters are at rest, and the RCU callback adds them to the
-//! atomic. Until it does, gets and puts have been counted here and there, and the atomic alone might
-//! pass zero at any time; [`BIAS`] keeps it away from there. One atomic addition puts in the sum
-//! and takes out the bias.
+//! from then on they use one atomic variable. Some CPUs may not have seen the bit yet. After a
+//! grace period they all have, the per-CPU counters are at rest, and the RCU callback adds them to
+//! the atomic. Until it does, gets and puts have been counted here and there, and the atomic alone
+//! might pass zero at any time; [`BIAS`] keeps it away from there. One atomic addition puts in the
+//! sum and takes out the bias.
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 
@@ -94,9 +94,9 @@ const LEAKED: u32 = 1 << 2;
 /// - While the reference is live or dying, `word` without [`DEAD`] is the `PerCpu<Local<u64>>` that
 ///   the count owns.
 /// - The counters' sum plus `atomic`, modulo 2^64, is the number of references; plus [`BIAS`] as
-///   long as the counters are not added to `atomic`. The initial reference is one of them, until the
-///   callback puts it. There are far fewer than `BIAS / 2`: the counts are 64 bits wide everywhere,
-///   and even to leak so many references would take a century.
+///   long as the counters are not added to `atomic`. The initial reference is one of them, until
+///   the callback puts it. There are far fewer than `BIAS / 2`: the counts are 64 bits wide
+///   everywhere, and even to leak so many references would take a century.
 /// - `class` has this object in its count until the object is released.
 /// - The memory that the count is in came from `kmalloc()`. It is freed by whoever sets the second
 ///   of [`RELEASED`] and [`ORPHANED`], unless it is [`LEAKED`].
@@ -142,8 +142,8 @@ impl Count {
     unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
         let ptr = ptr::with_exposed_provenance_mut(word & !DEAD);
 
-        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The callback
-        // frees the counters, after a grace period that disabled preemption holds off.
+        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The
+        // callback frees the counters, after a grace period that disabled preemption holds off.
         ManuallyDrop::new(unsafe { PerCpu::from_raw(NonNull::new_unchecked(ptr)) })
     }
 
@@ -178,9 +178,10 @@ impl Count {
             return true;
         }
 
-        // Dying, and the bias tells whether the callback has been here: with it, the value is within
-        // a quarter of the range of `BIAS`; without it, it is a true count and far below. The test
-        // and the addition must be one step, so that nothing succeeds once the bias is out.
+        // Dying, and the bias tells whether the callback has been here: with it, the value is
+        // within a quarter of the range of `BIAS`; without it, it is a true count and far below.
+        // The test and the addition must be one step, so that nothing succeeds once the bias is
+        // out.
         let mut old = self.atomic.load(Relaxed);
         while old >= BIAS / 2 {
             // `Relaxed`: there is the initial reference until after the bias is out.

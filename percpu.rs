@@ -125,8 +125,8 @@ pub struct PerCpu<T> {
     _values: PhantomData<T>,
 }
 
-// SAFETY: A `PerCpu<T>` owns its values, and lets another thread do with them what that thread could
-// do with a `T`.
+// SAFETY: A `PerCpu<T>` owns its values, and lets another thread do with them what that thread
+// could do with a `T`.
 unsafe impl<T: Send> Send for PerCpu<T> {}
 
 // SAFETY: Through `&PerCpu<T>` one gets `&T`, and that for `T: Sync` only.
@@ -199,8 +199,8 @@ impl<T> PerCpu<T> {
             _values: PhantomData,
         };
         for cpu in possible_cpus() {
-            // SAFETY: `cpu` is possible, so this is its copy: in bounds, aligned, and ours alone. For
-            // the value in it, the memory is there for ever: it is freed after that is dropped.
+            // SAFETY: `cpu` is possible, so this is its copy: in bounds, aligned, and ours alone.
+            // For the value in it, the memory is there for ever: it is freed after that is dropped.
             let copy: &'static mut MaybeUninit<T> =
                 unsafe { copy_of::<MaybeUninit<T>>(partial.ptr, cpu).as_mut() };
 
@@ -218,7 +218,8 @@ impl<T> PerCpu<T> {
 
     /// Gives up ownership, for [`PerCpu::from_raw`] to take up again.
     ///
-    /// The pointer is aligned to `align_of::<T>()`, so the bits below are free for the caller's use.
+    /// The pointer is aligned to `align_of::<T>()`, so the bits below are free for the caller's
+    /// use.
     pub(crate) fn into_raw(self) -> NonNull<c_void> {
         ManuallyDrop::new(self).ptr
     }

@@ -5,8 +5,8 @@
 //! A reference count that many CPUs use at once is a cache line that they fight over. Here each CPU
 //! counts in memory of its own, so that taking and dropping a reference costs the same on one CPU
 //! as on all of them. In return, nobody notices the count falling to zero until the reference is
-//! *killed*: then, after an RCU grace period, the CPUs' counts are added up and the count becomes an
-//! ordinary atomic one, which reaches zero when the last reference is dropped.
+//! *killed*: then, after an RCU grace period, the CPUs' counts are added up and the count becomes
+//! an ordinary atomic one, which reaches zero when the last reference is dropped.
 //!
 //! This suits objects that live long, are used all the time and are shut down once: a request
 //! queue, a device, a control group. For objects that come and go, use [`Arc`].
@@ -21,8 +21,8 @@
 //! | confirmed | a grace period | fails | [`Counted::release`], then `T` is dropped |
 //!
 //! An unshared one can be taken back ([`UniquePercpuRef::cancel_init`]); from sharing on, the only
-//! way is forward through this table. The memory is freed when `T` is dropped and the [`PercpuRef`],
-//! too.
+//! way is forward through this table. The memory is freed when `T` is dropped and the
+//! [`PercpuRef`], too.
 //!
 //! # Unloading
 //!
@@ -102,7 +102,7 @@ module! {
     params: {
         unload_timeout: u32 {
             default: 10,
-            description: "Seconds that unloading a module waits for its objects before it leaks them",
+            description: "Seconds that unloading a module waits for its objects",
         },
     },
 }

@@ -725,8 +725,8 @@ fn get_put_on_one_cpu() -> Result<Outcome> {
     check_held_by(&thing, &events, guards)
 }
 
-/// What is got on one CPU is put on another. The first one's counter ends at 1500, the other's below
-/// zero, which is beyond the largest unsigned long. The sum is three.
+/// What is got on one CPU is put on another. The first one's counter ends at 1500, the other's
+/// below zero, which is beyond the largest unsigned long. The sum is three.
 fn get_here_put_there() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));

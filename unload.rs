@@ -84,9 +84,9 @@ pub(crate) struct Ops {
 
 /// All objects of one type that one module makes.
 ///
-/// Classes are on a list that only grows, so it is walked without a lock. There are as many as there
-/// are types in use at once: a class whose module is gone serves the next type. Those with objects
-/// that were left over stay as they are.
+/// Classes are on a list that only grows, so it is walked without a lock. There are as many as
+/// there are types in use at once: a class whose module is gone serves the next type. Those with
+/// objects that were left over stay as they are.
 ///
 /// # Invariants
 ///
@@ -132,8 +132,8 @@ fn classes() -> impl Iterator<Item = &'static Class> {
 impl Class {
     /// The class of `ops`, with one more object, for which [`Class::put`] must be called.
     ///
-    /// Fails with `ENOMEM`, and with `ENODEV` if the module of `ops` is at its end. Any context that
-    /// `gfp` may allocate in.
+    /// Fails with `ENOMEM`, and with `ENODEV` if the module of `ops` is at its end. Any context
+    /// that `gfp` may allocate in.
     pub(crate) fn get(ops: &'static Ops, gfp: Flags) -> Result<&'static Self> {
         let ops = ptr::from_ref(ops).cast_mut();
 
