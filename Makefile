@@ -3,7 +3,6 @@
 # For people and CI. The modules themselves are described in Kbuild.
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
-TARGETS ?= amd64
 
 modules_args := CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) $(modules_args)
@@ -26,7 +25,7 @@ test:
 
 help:
 	@echo 'make run              boot a kernel with the modules, from nothing; needs Debian and root'
-	@echo 'make test             all tests [TARGETS="$(TARGETS)"]'
+	@echo 'make test             all tests, on all targets or on TARGETS="..."'
 	@echo 'make KDIR=<tree>      the modules, against a kernel tree of yours'
 	@echo 'make KDIR=<tree> modules_install, make KDIR=<tree> clean'
 

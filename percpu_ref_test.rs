@@ -746,18 +746,29 @@ fn get_here_put_there() -> Result<Outcome> {
 /// The grace period is a real one: a region with preemption disabled on another CPU holds the
 /// confirmation off.
 fn confirm_after_grace_period() -> Result<Outcome> {
-    let Some((_, there)) = two_cpus() else {
+    let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
     };
     for _ in 0..20 {
         let (thing, events) = Thing::shared()?;
-        // 0: not in the region yet. 1: in it. 2: killed. 3: over.
+        // 0: not in the region yet. 1: in it. 2: killed.
         let step = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let (step_there, events_there) = (step.clone(), events.clone());
+
+        // Both stay on their CPUs, or the one in the region might keep the other one from running.
+        let step_here = step.clone();
+        let killer = Thread::spawn(here, move || {
+            while step_here.load(Acquire) != 1 {
+                fsleep(Delta::from_micros(100));
+            }
+            kill_checked(&thing);
+            step_here.store(2, Release);
+            thing.wait_released();
+        })?;
+        let events_there = events.clone();
         let region = Thread::spawn(there, move || {
             let _guard = PreemptGuard::new();
-            step_there.store(1, Release);
-            while step_there.load(Acquire) != 2 {}
+            step.store(1, Release);
+            while step.load(Acquire) != 2 {}
             // Other CPUs have all the time they want.
             let start = Instant::<Monotonic>::now();
             while start.elapsed() < Delta::from_millis(20) {
@@ -767,13 +778,8 @@ fn confirm_after_grace_period() -> Result<Outcome> {
                 }
             }
         })?;
-
-        wait_for(|| step.load(Acquire) == 1)?;
-        check!(kill_checked(&thing));
-        step.store(2, Release);
         drop(region);
-        thing.wait_released();
-        drop(thing);
+        drop(killer);
         check_end(&events, 1, 1)?;
     }
     Ok(Passed)
