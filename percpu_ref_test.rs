@@ -652,12 +652,12 @@ fn cancel_init() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Goes through 384 MiB twice, which is all that the test machine has: if the blocks were left
+/// Goes through 256 MiB twice, which is all that the test machine has: if the blocks were left
 /// behind, memory would run out. The small objects are many, so that lost per-CPU counters show in
 /// the line `Percpu` of `/proc/meminfo`.
 fn no_leak_in_bulk() -> Result<Outcome> {
-    bulk(3_000, Block::new)?;
-    bulk(20_000, || Ok(Thing::new()?.0))?;
+    bulk(2_000, Block::new)?;
+    bulk(10_000, || Ok(Thing::new()?.0))?;
     Ok(Passed)
 }
 
@@ -749,7 +749,7 @@ fn confirm_after_grace_period() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
     };
-    for _ in 0..20 {
+    for _ in 0..5 {
         let (thing, events) = Thing::shared()?;
         // 0: not in the region yet. 1: in it. 2: killed.
         let step = Arc::new(Atomic::new(0), GFP_KERNEL)?;
@@ -863,7 +863,7 @@ fn kill_races() -> Result<Outcome> {
     }
     let cpus = online_cpus().count() as u32;
 
-    for _ in 0..20 {
+    for _ in 0..10 {
         let (thing, events) = Thing::shared()?;
         let guard = thing.try_get();
         let shared = Arc::new((thing, Counter::default(), Counter::default()), GFP_KERNEL)?;
@@ -1047,7 +1047,7 @@ impl Round {
 /// Rounds of stress, however short the time.
 const ROUNDS: usize = 200;
 /// Rounds that run side by side, for most of a round is waiting for a grace period.
-const ABREAST: usize = 8;
+const ABREAST: usize = 20;
 
 /// Threads on all CPUs use the reference in every way, while another one kills it.
 fn stress() -> Result<Outcome> {
