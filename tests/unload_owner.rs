@@ -10,6 +10,10 @@ use kernel::{
         Atomic,
         Relaxed, //
     },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
 };
 use percpu_ref::{
     rcu::{
@@ -38,7 +42,7 @@ module! {
         },
         endless: bool {
             default: false,
-            description: "Leave a callback and an object behind that renew themselves for ever",
+            description: "Leave what renews itself for ever, and ask for objects until the end",
         },
     },
 }
@@ -92,6 +96,21 @@ impl Counted for Heir {
     }
 }
 
+/// What nobody has made before the end.
+struct Late;
+
+impl Counted for Late {}
+
+/// Asks for an object when the module may be at its end; called by a thread of `unload_holder.rs`.
+fn ask_too_late() {
+    // Until after the library has given up waiting.
+    fsleep(Delta::from_millis(1000));
+    match UniquePercpuRef::new(Late, GFP_KERNEL) {
+        Ok(_) => pr_info!("got one more object\n"),
+        Err(error) => pr_info!("refused one more object: {error:?}\n"),
+    }
+}
+
 impl kernel::Module for Owner {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let objects = module_parameters::objects.value();
@@ -106,7 +125,11 @@ impl kernel::Module for Owner {
             None
         } else {
             let owned = Owned {
-                on_release: || pr_info!("released the held object\n"),
+                on_release: if module_parameters::endless.value() {
+                    ask_too_late
+                } else {
+                    || pr_info!("released the held object\n")
+                },
             };
             let owned = PercpuRef::from(UniquePercpuRef::new(owned, GFP_KERNEL)?);
             unload_holder::hold(owned.try_get().ok_or(ENODEV)?, ms)?;
