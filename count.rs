@@ -7,12 +7,30 @@
 //! modulo 2^64 means anything, and nobody computes it. So nobody would see it fall to
 //! zero, either. It cannot: the *initial reference* is put by [`Count::kill`] alone.
 //!
-//! Killing sets [`DEAD`] in the word where every get and put finds the address of the counters, and
-//! from then on they use one atomic variable. Some CPUs may not have seen the bit yet. After a
-//! grace period they all have, the per-CPU counters are at rest, and the RCU callback adds them to
-//! the atomic. Until it does, gets and puts have been counted here and there, and the atomic alone
-//! might pass zero at any time; [`BIAS`] keeps it away from there. One atomic addition puts in the
-//! sum and takes out the bias.
+//! In *atomic mode* all use one atomic variable. Setting a flag in the word where every get and put
+//! finds the address of the counters begins the switch to it. Some CPUs may not have seen the flag
+//! yet. After a grace period they all have, the per-CPU counters are at rest, and the RCU callback
+//! adds them to the atomic. Until it does, gets and puts have been counted here and there, and the
+//! atomic alone might pass zero at any time; [`BIAS`] keeps it away from there.
+//!
+//! The bias does a second thing. It stays in until the reference is dying *and* the counters are
+//! added, and [`Count::try_get`] succeeds in atomic mode as long as it finds it. Taking it out is
+//! therefore one atomic operation after which no reference is given out any more, and the count can
+//! fall to zero: the reference is *closed*. [`Count::resurrect`] puts it in again.
+//!
+//! # Transitions
+//!
+//! [`Count::word`] has three flags; without any, the count is in per-CPU mode.
+//!
+//! - [`DEAD`]: killed, and not resurrected since.
+//! - [`FORCE`]: atomic mode was asked for, and stays across death and resurrection.
+//! - [`BUSY`]: a transition is under way, and somebody owns it: the RCU callback, or the thread that
+//!   kills a count in atomic mode or resurrects one. While it is set nobody but its owner changes
+//!   the word, with one exception: a kill does not wait, so it sets [`DEAD`] in the midst of a switch
+//!   to atomic mode, and the callback sees to the rest (see [`Count::finish`]).
+//!
+//! So there is no lock that a release or a confirmation could run under, and counts that switch at
+//! the same time know nothing of each other.
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 
@@ -28,19 +46,28 @@ use kernel::{
     bindings,
     container_of,
     do_once_lite,
+    pr_err_once,
     pr_warn_once,
     prelude::*,
-    sync::atomic::{
-        Atomic,
-        Full,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        rcu::{
+            read_lock,
+            Guard, //
+        },
     },
+    types::Opaque,
     warn_on, //
 };
 
 use crate::{
     percpu::{
-        possible_cpus,
         Local,
         PerCpu,
         PreemptGuard, //
@@ -53,81 +80,173 @@ use crate::{
     unload::{
         self,
         Class,
-        Ops, //
+        Ops,
+        Running, //
     },
 };
 
 extern "C" {
     fn rust_percpu_ref_pr_debug_sum(global: u64, percpu: u64);
+    fn rust_percpu_ref_kvfree_call_rcu(head: *mut c_void, ptr: *mut c_void);
 }
 
-/// In [`Count::word`]: the reference was killed; use [`Count::atomic`].
+/// In [`Count::word`]: the reference was killed.
 #[doc(alias("__PERCPU_REF_DEAD", "PCPU_REF_DEAD"))]
-const DEAD: usize = 1;
+const DEAD: usize = 1 << 0;
+/// In [`Count::word`]: atomic mode was asked for.
+#[doc(alias = "force_atomic")]
+const FORCE: usize = 1 << 1;
+/// In [`Count::word`]: a transition is under way.
+const BUSY: usize = 1 << 2;
 
-const _: () = assert!(align_of::<Local<u64>>() > DEAD);
+/// In [`Count::word`]: use [`Count::atomic`].
+#[doc(alias = "__PERCPU_REF_ATOMIC")]
+const ATOMIC: usize = DEAD | FORCE | BUSY;
 
-/// Keeps [`Count::atomic`] away from zero until the per-CPU counters are added to it.
+const _: () = assert!(align_of::<Local<u64>>() > ATOMIC);
+
+/// In [`Count::atomic`] unless the reference is closed.
 #[doc(alias("PERCPU_COUNT_BIAS", "PCPU_COUNT_BIAS"))]
 const BIAS: u64 = 1 << 63;
 
-/// In [`Count::state`]: the object's end has come, its release has run.
-const RELEASED: u32 = 1 << 0;
-/// In [`Count::state`]: the owner's handle is gone.
-const ORPHANED: u32 = 1 << 1;
+/// More references than this there cannot be.
+const LIMIT: u64 = 1 << 61;
+
+/// What [`Count::atomic`] is set to when the number of references is out of bounds, half-way between
+/// what is valid with and without [`BIAS`]. It stays there and thus never falls to zero.
+#[doc(alias = "REFCOUNT_SATURATED")]
+const SATURATED: u64 = 1 << 62;
+
+/// At most so many references are counted by CPU in one go; more go to the atomic at once. There one
+/// sees that they are too many. The counters do not, and somebody who leaks what he gets could bring
+/// their sum all the way round; at this number, one CPU would be busy with it for decades.
+const MAX_LOCAL: usize = 64;
+
+/// Whether a value of [`Count::atomic`] has [`BIAS`] in it. What is counted by CPU may have taken it
+/// to either side.
+const fn is_open(value: u64) -> bool {
+    value.wrapping_sub(BIAS - LIMIT) <= 2 * LIMIT
+}
+
+/// Whether a value of [`Count::atomic`] is not a [`SATURATED`] one.
+const fn is_valid(value: u64) -> bool {
+    value <= LIMIT || is_open(value)
+}
+
+/// In [`Count::state`]: those who keep the object in memory, which are the owner's handle, and each
+/// life that has not come to its end.
+const HOLDS: usize = (1 << 24) - 1;
+/// In [`Count::state`]: the object may live more than once, so it lasts as long as the handle does.
+const REINIT: usize = 1 << 24;
 /// In [`Count::state`]: the object outlived its module and must stay in memory.
-const LEAKED: u32 = 1 << 2;
+const LEAKED: usize = 1 << 25;
+
+/// In [`Switch::confirm_kill`]: killed, with nothing to be called.
+const NO_CONFIRM: *mut c_void = ptr::without_provenance_mut(1);
+/// In [`Switch::confirm_kill`]: the callback is done, and leaves the rest to the killer.
+const LEFT: *mut c_void = ptr::without_provenance_mut(2);
+
+/// How a count begins.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Start {
+    /// In per-CPU mode, to live once.
+    Once,
+    /// In per-CPU mode.
+    Reinit,
+    /// In atomic mode.
+    Atomic,
+    /// Dead, with a count of zero.
+    Dead,
+}
 
 /// A reference count at the beginning of a heap-allocated object.
 ///
-/// It goes through these states:
+/// A *life* of the object goes through these states. All but the first and the last are repeated
+/// by switching modes and by resurrection, if the count was made for that:
 ///
 /// - *unshared*, from [`Count::new`] on: one owner, who may drop it;
-/// - *live*: references are counted per CPU;
-/// - *dying*, from [`Count::kill`] on: [`DEAD`] is set, the callback is queued;
-/// - *atomic*: the callback has added the sum. It goes on to put the initial reference;
-/// - *released*: the count fell to zero. The object is dropped, but not its memory: that is freed
-///   when the owner's handle is gone, too.
+/// - *live*, in per-CPU mode or in atomic mode;
+/// - *dying*, from [`Count::kill`] on: [`DEAD`] is set;
+/// - *closed*: the counters are added to the atomic and the bias is out. Who closed it goes on to
+///   put the initial reference;
+/// - *released*: the count fell to zero, and that was told to the object.
 ///
 /// # Invariants
 ///
-/// - While the reference is live or dying, `word` without [`DEAD`] is the `PerCpu<Local<u64>>` that
-///   the count owns.
-/// - The counters' sum plus `atomic`, modulo 2^64, is the number of references; plus [`BIAS`] as
-///   long as the counters are not added to `atomic`. The initial reference is one of them, until
-///   the callback puts it. There are far fewer than `BIAS / 2`: the counts are 64 bits wide
-///   everywhere, and even to leak so many references would take a century.
-/// - `class` has this object in its count until the object is released.
-/// - The memory that the count is in came from `kmalloc()`. It is freed by whoever sets the second
-///   of [`RELEASED`] and [`ORPHANED`], unless it is [`LEAKED`].
+/// - Until the callback of the one life that it has, or else until the object is dropped, `word`
+///   without its flags is the `PerCpu<Local<u64>>` that the count owns. Without [`ATOMIC`]
+///   everybody may change the counters, in an RCU read-side critical section in which he found the
+///   word so. In atomic mode without [`BUSY`] they are zero.
+/// - The counters' sum plus `atomic`, modulo 2^64, is the number of references, plus [`BIAS`] unless
+///   the reference is closed; or `atomic` is [`SATURATED`]. The initial reference is one of them,
+///   from the beginning of a life until the one who closes it puts it.
+/// - [`DEAD`] is set in each life once, by the one who owns the initial reference from then on, and
+///   passes it to who closes the reference.
+/// - `class` has this object in its count until the object is dropped.
+/// - The memory that the count is in came from `kmalloc()`. It is freed, after a grace period, by
+///   whoever takes away the last of [`HOLDS`], unless it is [`LEAKED`].
 pub(crate) struct Count {
-    /// The address of the per-CPU counters, and [`DEAD`].
+    /// The address of the per-CPU counters, and flags.
     word: Atomic<usize>,
     atomic: Atomic<u64>,
     class: &'static Class,
-    /// A function for the object's type, or null. Written by the one who kills, read by the
-    /// callback.
-    confirm: Atomic<*mut c_void>,
-    rcu: RcuHead,
-    state: Atomic<u32>,
+    state: Atomic<usize>,
+    phase: Phase,
 }
 
+/// While it lives, a count needs the one, and for its end the other.
+#[repr(C)]
+union Phase {
+    switch: ManuallyDrop<Switch>,
+    /// For an object that lives once, from the moment on when its count has fallen to zero.
+    work: ManuallyDrop<Opaque<bindings::work_struct>>,
+}
+
+/// What a transition needs.
+struct Switch {
+    /// To be called when the switch to atomic mode is done, or null. It is [`BUSY`]'s owner's.
+    confirm: Atomic<*mut c_void>,
+    /// To be called when the reference is closed. Null, unless it is dying and not closed.
+    confirm_kill: Atomic<*mut c_void>,
+    rcu: RcuHead,
+}
+
+const _: () = assert!(size_of::<Phase>() >= size_of::<RcuHead>());
+
+// SAFETY: The fields are atomic, or used by one thread at a time as their comments say.
+unsafe impl Send for Count {}
+
+// SAFETY: As above.
+unsafe impl Sync for Count {}
+
 impl Count {
-    /// A count of one, in per-CPU mode, for an object with the operations `ops`.
+    /// A new count for an object with the operations `ops`.
     ///
     /// Fails with `ENOMEM`, and as [`Class::get`] does.
-    pub(crate) fn new(ops: &'static Ops, gfp: Flags) -> Result<Self> {
+    pub(crate) fn new(ops: &'static Ops, start: Start, gfp: Flags) -> Result<Self> {
         let counters = PerCpu::<Local<u64>>::zeroed(gfp)?;
         let class = Class::get(ops, gfp)?;
+        let (flags, atomic, state) = match start {
+            Start::Once => (0, 1 + BIAS, 2),
+            Start::Reinit => (0, 1 + BIAS, 2 | REINIT),
+            Start::Atomic => (FORCE, 1 + BIAS, 2 | REINIT),
+            Start::Dead => (DEAD, 0, 1 | REINIT),
+        };
 
-        // INVARIANT: The counters are zero, so there is one reference, the initial one.
+        // INVARIANT: The counters are zero. There is the initial reference, or the reference is
+        // closed and there is none. The holds are one life, if there is one, and the handle.
         Ok(Self {
-            word: Atomic::new(counters.into_raw().as_ptr().expose_provenance()),
-            atomic: Atomic::new(1 + BIAS),
+            word: Atomic::new(counters.into_raw().as_ptr().expose_provenance() | flags),
+            atomic: Atomic::new(atomic),
             class,
-            confirm: Atomic::new(ptr::null_mut()),
-            rcu: RcuHead::new(),
-            state: Atomic::new(0),
+            state: Atomic::new(state),
+            phase: Phase {
+                switch: ManuallyDrop::new(Switch {
+                    confirm: Atomic::new(ptr::null_mut()),
+                    confirm_kill: Atomic::new(ptr::null_mut()),
+                    rcu: RcuHead::new(),
+                }),
+            },
         })
     }
 
@@ -136,56 +255,108 @@ impl Count {
     /// # Safety
     ///
     /// `word` came from [`Count::word`], and for as long as the returned value is used, either
-    /// - the count is unshared, or
-    /// - it lacks [`DEAD`] and preemption has been disabled since it was read, or
+    /// - nobody else has the count any more, or not yet, or
+    /// - it lacks [`ATOMIC`] and an RCU read-side critical section has gone on since it was read, or
     /// - this is the callback.
     unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
-        let ptr = ptr::with_exposed_provenance_mut(word & !DEAD);
+        let ptr = ptr::with_exposed_provenance_mut(word & !ATOMIC);
 
-        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The
-        // callback frees the counters, after a grace period that disabled preemption holds off.
+        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. What frees
+        // the counters comes a grace period after `ATOMIC`, or when nobody has the count.
         ManuallyDrop::new(unsafe { PerCpu::from_raw(NonNull::new_unchecked(ptr)) })
     }
 
-    /// Does `local` with the counters if the reference is alive, and else says that it is not.
+    /// What a transition needs.
+    ///
+    /// # Safety
+    ///
+    /// The count has not fallen to zero, or it is [`REINIT`].
+    unsafe fn switch(&self) -> &Switch {
+        // SAFETY: As the function requires, `work` is not in use.
+        unsafe { &self.phase.switch }
+    }
+
+    /// Does `local` with the counters in per-CPU mode, and else says that it is not.
     #[inline]
-    fn if_live(&self, local: impl FnOnce(&PerCpu<Local<u64>>)) -> bool {
+    fn if_percpu(&self, local: impl FnOnce(&PerCpu<Local<u64>>)) -> bool {
         let _guard = PreemptGuard::new();
 
-        // `Relaxed`: what the address leads to was initialised before the reference was shared.
-        // Who misses `DEAD` here is waited for by the grace period that `kill()` starts.
+        // SAFETY: A region with preemption disabled is a read-side critical section.
+        unsafe { self.if_percpu_rcu(local) }
+    }
+
+    /// The same inside a read-side critical section of any kind.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in one.
+    #[inline]
+    unsafe fn if_percpu_rcu(&self, local: impl FnOnce(&PerCpu<Local<u64>>)) -> bool {
+        // `Relaxed`: the counters are zero before the word lacks `ATOMIC`, and their address
+        // depends on it (see `switch_to_percpu()`). Who misses `ATOMIC` here is waited for by the
+        // grace period that is started after it is set.
         let word = self.word.load(Relaxed);
-        if word & DEAD != 0 {
+        if word & ATOMIC != 0 {
             return false;
         }
 
-        // SAFETY: `DEAD` is not set, and preemption is disabled.
+        // SAFETY: `ATOMIC` is not set, and the caller is in a read-side critical section.
         local(&*unsafe { Self::counters(word) });
         true
     }
 
-    /// Adds a reference. The caller has one.
-    pub(crate) fn get(&self) {
-        if !self.if_live(|counters| counters.inc()) {
-            // `Relaxed`: the caller's own reference orders this against the end.
-            self.atomic.add(1, Relaxed);
+    /// Adds `n` references. The caller has one.
+    #[inline]
+    pub(crate) fn get(&self, n: usize) {
+        if n > MAX_LOCAL || !self.if_percpu(|counters| counters.add(n as u64)) {
+            self.get_atomic(n);
         }
     }
 
-    /// Adds a reference if the end of the reference is not confirmed yet.
-    pub(crate) fn try_get(&self) -> bool {
-        if self.if_live(|counters| counters.inc()) {
-            return true;
+    #[inline(never)]
+    fn get_atomic(&self, n: usize) {
+        // `Relaxed`: the caller's own reference orders this against the end.
+        let new = if n <= MAX_LOCAL {
+            plus(self.atomic.fetch_add(n as u64, Relaxed), n)
+        } else {
+            // In one step, for it may be so many as to come out valid beyond what is not.
+            plus(self.update(|old| plus(old, n)), n)
+        };
+        if new == SATURATED {
+            self.saturate();
         }
+    }
 
-        // Dying, and the bias tells whether the callback has been here: with it, the value is
-        // within a quarter of the range of `BIAS`; without it, it is a true count and far below.
+    /// Adds `n` references if the reference is not closed, and they are not too many.
+    #[inline]
+    pub(crate) fn try_get(&self, n: usize) -> bool {
+        (n <= MAX_LOCAL && self.if_percpu(|counters| counters.add(n as u64)))
+            || self.try_get_atomic(n)
+    }
+
+    /// Adds a reference if the reference is not dying.
+    #[inline]
+    pub(crate) fn try_get_live(&self) -> bool {
+        self.if_percpu(|counters| counters.inc()) || (!self.is_dying() && self.try_get_atomic(1))
+    }
+
+    /// The same for a caller inside a read-side critical section.
+    #[inline]
+    pub(crate) fn try_get_live_rcu(&self, _section: &Guard) -> bool {
+        // SAFETY: The guard says so.
+        let counted = unsafe { self.if_percpu_rcu(|counters| counters.inc()) };
+
+        counted || (!self.is_dying() && self.try_get_atomic(1))
+    }
+
+    #[inline(never)]
+    fn try_get_atomic(&self, n: usize) -> bool {
         // The test and the addition must be one step, so that nothing succeeds once the bias is
         // out.
         let mut old = self.atomic.load(Relaxed);
-        while old >= BIAS / 2 {
+        while is_open(old) && is_open(plus(old, n)) {
             // `Relaxed`: there is the initial reference until after the bias is out.
-            match self.atomic.cmpxchg(old, old.wrapping_add(1), Relaxed) {
+            match self.atomic.cmpxchg(old, plus(old, n), Relaxed) {
                 Ok(_) => return true,
                 Err(found) => old = found,
             }
@@ -193,105 +364,397 @@ impl Count {
         false
     }
 
-    /// Drops a reference, and if it was the last one, releases the object.
+    /// Drops `n` references, and if they were the last ones, releases the object.
     ///
     /// # Safety
     ///
-    /// The caller owns a reference to the object that begins at `this`, and gives it up.
-    pub(crate) unsafe fn put(this: NonNull<Self>) {
+    /// The caller owns `n` references, at least one, to the object that begins at `this`, and gives
+    /// them up.
+    #[inline]
+    pub(crate) unsafe fn put(this: NonNull<Self>, n: usize) {
         // SAFETY: There is a reference, so the object is alive.
         let count = unsafe { this.as_ref() };
 
-        if count.if_live(|counters| counters.dec()) {
-            return;
-        }
-
-        // Preemption is enabled again: `release()` may take sleeping locks on PREEMPT_RT, and our
-        // reference alone keeps the object until the next line.
-        //
-        // `Full`: all uses of the object, by us and by those who put before, come before its end.
-        if count.atomic.fetch_sub(1, Full) == 1 {
-            // SAFETY: That was the last reference, and `DEAD` keeps new ones away.
-            unsafe { Self::release(this) };
+        if n > MAX_LOCAL || !count.if_percpu(|counters| counters.sub(n as u64)) {
+            // The section is over: `release()` may take sleeping locks on PREEMPT_RT, and our
+            // reference alone keeps the object until the next line.
+            //
+            // SAFETY: As the function requires.
+            unsafe { Self::put_atomic(this, n) };
         }
     }
 
-    /// Ends the object.
+    /// # Safety
+    ///
+    /// As for [`Count::put`].
+    #[inline(never)]
+    unsafe fn put_atomic(this: NonNull<Self>, n: usize) {
+        // SAFETY: There is a reference, so the object is alive.
+        let count = unsafe { this.as_ref() };
+
+        // `Full`, in both: all uses of the object, by us and by those who put before, come before
+        // its end.
+        let old = if n <= MAX_LOCAL {
+            count.atomic.fetch_sub(n as u64, Full)
+        } else {
+            count.update(|old| minus(old, n))
+        };
+        match minus(old, n) {
+            // SAFETY: These were the last references, and as the bias is out, there are no new
+            // ones.
+            0 => unsafe { Self::release(this) },
+            SATURATED => count.saturate(),
+            _ => {}
+        }
+    }
+
+    /// Changes `atomic` to what `new` makes of it, and returns what it was.
+    fn update(&self, new: impl Fn(u64) -> u64) -> u64 {
+        let mut old = self.atomic.load(Relaxed);
+        // `Full`, for all of the callers' sakes.
+        while let Err(found) = self.atomic.cmpxchg(old, new(old), Full) {
+            old = found;
+        }
+        old
+    }
+
+    /// Leaks the object, as the number of references is not known any more.
+    #[cold]
+    fn saturate(&self) {
+        self.atomic.store(SATURATED, Relaxed);
+        pr_err_once!("percpu_ref: saturated; leaking memory\n");
+        do_once_lite! { warn_on!(true); }
+    }
+
+    /// Ends a life of the object.
     ///
     /// # Safety
     ///
     /// The number of references just fell to zero.
+    #[cold]
     unsafe fn release(this: NonNull<Self>) {
-        // SAFETY: The memory is there until `RELEASED` is set.
-        let count = unsafe { this.as_ref() };
+        // SAFETY: The memory is there while this life holds it.
+        let class = unsafe { this.as_ref() }.class;
 
-        let state = match count.class.enter() {
-            Some(running) => {
-                // SAFETY: There are no references, and there will be none. This happens once.
-                unsafe { (running.ops().release)(this.cast()) };
-                count.class.put();
-                RELEASED
+        match class.enter() {
+            Some(running) if running.ops().may_sleep => {
+                // SAFETY: Such an object lives once, so from now on `phase` is for the work.
+                // `finish_release()` is called once, as that is queued once.
+                unsafe { unload::queue_work((&raw mut (*this.as_ptr()).phase).cast(), run_work) };
             }
-            None => RELEASED | LEAKED,
-        };
+            // SAFETY: As the function requires.
+            running => unsafe { Self::finish_release(this, running) },
+        }
+    }
 
-        let waited_on = count.state.as_ptr();
-        // `Full`: the end comes before the memory is freed, here or by `drop_handle()`, and before
-        // `wait_released()` returns. From here on the memory is not ours to use.
-        let old = count.state.fetch_add(state, Full);
-        if state & LEAKED == 0 && old & ORPHANED != 0 {
-            // SAFETY: By the type invariant it came from `kmalloc()`, and both bits are set now.
-            unsafe { bindings::kfree(this.as_ptr().cast()) };
+    /// The rest of [`Count::release`].
+    ///
+    /// # Safety
+    ///
+    /// To be called once for each time that the number of references fell to zero.
+    unsafe fn finish_release(this: NonNull<Self>, running: Option<Running<'static>>) {
+        // SAFETY: The memory is there while this life holds it.
+        let count = unsafe { this.as_ref() };
+        let is_last = count.state.load(Relaxed) & REINIT == 0;
+
+        let leaked = match running {
+            Some(running) => {
+                // SAFETY: The object is there: it is dropped below, or not before the last hold is
+                // gone.
+                unsafe { (running.ops().release)(this.cast()) };
+                if is_last {
+                    // SAFETY: There are no references, and there will be none. This happens once.
+                    unsafe { (running.ops().drop)(this.cast()) };
+                    count.class.put();
+                }
+                0
+            }
+            None if is_last => LEAKED,
+            None => 0,
+        };
+        // SAFETY: The hold is that of the life which is over.
+        unsafe { Self::drop_hold(this, leaked) };
+    }
+
+    /// Takes a hold away, and with the last one, the object. Sets the flags `with` besides.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the hold, and does not use the object after this.
+    unsafe fn drop_hold(this: NonNull<Self>, with: usize) {
+        // SAFETY: The hold keeps the memory.
+        let state = unsafe { &(*this.as_ptr()).state };
+        let waited_on = state.as_ptr();
+
+        // `Full`: what was done by those who held it comes before the end of the object, and before
+        // `wait_released()` returns. From here on the memory is not ours to use, but for the last.
+        let old = state.fetch_add(with.wrapping_sub(1), Full);
+        if old & HOLDS == 1 {
+            // SAFETY: That was the last one.
+            unsafe { Self::end(this, old | with) };
         }
         unload::wake_up(waited_on);
     }
 
-    /// Marks the reference dead, and has the initial reference put after a grace period, right
-    /// after `confirm` is called. `false` if somebody else has killed it before.
+    /// Drops the object if that is not done yet, and frees the memory.
     ///
     /// # Safety
     ///
-    /// `this` is the beginning of a pinned, shared object that the caller may use meanwhile.
-    /// `confirm` is a function for its type.
+    /// Nobody holds the object any more; `state` is its state.
+    unsafe fn end(this: NonNull<Self>, state: usize) {
+        // SAFETY: The memory is there.
+        let count = unsafe { this.as_ref() };
+
+        if state & REINIT != 0 {
+            let Some(running) = count.class.enter() else {
+                return;
+            };
+            // SAFETY: Nobody has the object any more. This happens once.
+            unsafe { (running.ops().drop)(this.cast()) };
+            // SAFETY: Nobody has the count any more; not used after this.
+            unsafe { ManuallyDrop::drop(&mut Self::counters(count.word.load(Relaxed))) };
+            count.class.put();
+        } else if state & LEAKED != 0 {
+            return;
+        }
+
+        // After a grace period, for those who found the object by way of RCU, and learn from the
+        // `word` and the `atomic` that they came too late.
+        //
+        // SAFETY: By the type invariant, the memory came from `kmalloc()`. Neither of the two uses of
+        // `phase` goes on, and it has room for a head.
+        unsafe {
+            let head = &raw mut (*this.as_ptr()).phase;
+            rust_percpu_ref_kvfree_call_rcu(head.cast(), this.as_ptr().cast());
+        }
+    }
+
+    /// Marks the reference dead, and sees to it that it is closed, that `confirm` is then called,
+    /// and that the initial reference is then put: after a grace period, or here and now if the
+    /// count is in atomic mode. `false` if it is dead already.
+    ///
+    /// # Safety
+    ///
+    /// `this` is the beginning of a pinned, shared object that the caller holds. `confirm` is a
+    /// function for its type.
     pub(crate) unsafe fn kill(this: NonNull<Self>, confirm: Option<NonNull<c_void>>) -> bool {
         // SAFETY: As the function requires.
         let count = unsafe { this.as_ref() };
 
+        // As long as this lasts, no callback runs that comes to see `DEAD`, and the module of
+        // `confirm` does not get past waiting for callbacks.
+        let section = read_lock();
         let mut word = count.word.load(Relaxed);
         loop {
             if word & DEAD != 0 {
                 return false;
             }
-            // `Relaxed`: `call_rcu()` orders the bit before the callback; see `if_live()`.
-            match count.word.cmpxchg(word, word | DEAD, Relaxed) {
+            // `Full`: in per-CPU mode `call_rcu()` orders the flag before the callback; else this
+            // is one end of the order that `resurrect()` and the callback rely on.
+            match count.word.cmpxchg(word, word | DEAD | BUSY, Full) {
                 Ok(_) => break,
                 Err(found) => word = found,
             }
         }
 
-        // The bit was ours to set, so the initial reference is ours to give away.
-        let confirm = confirm.map_or(ptr::null_mut(), NonNull::as_ptr);
-        count.confirm.store(confirm, Relaxed);
-        if let Err(initial) = rcu::try_call_hurry(InitialRef(this), confirm) {
-            // The code of `confirm` is about to go; see `rcu::close_module()`.
-            pr_warn_once!("confirmation lies in an unloaded module: not calling it\n");
-            count.confirm.store(ptr::null_mut(), Relaxed);
-            rcu::call_hurry(initial);
+        // The flag was ours to set, so the initial reference is ours to give away.
+        let confirm = usable(confirm).unwrap_or(NO_CONFIRM);
+        // SAFETY: It is there, so the count is not zero.
+        let confirm_kill = unsafe { &count.switch().confirm_kill };
+        if word & ATOMIC == 0 {
+            confirm_kill.store(confirm, Relaxed);
+            rcu::call_hurry(Callback(this));
+            return true;
         }
+        // In the midst of a switch to atomic mode, we and the callback both come here or to
+        // `finish()`, and the second one closes. `Full`: it sees what the first one has done.
+        if word & BUSY != 0 && confirm_kill.xchg(confirm, Full) != LEFT {
+            return true;
+        }
+        count.close(this, confirm, true);
+        drop(section);
+
+        // SAFETY: `close()` left the initial reference to us.
+        unsafe { Self::put(this, 1) };
         true
     }
 
-    /// Whether the reference was killed.
+    /// Takes the bias out unless that was done, calls `confirm`, and ends the transition. The caller
+    /// owns it, and the initial reference.
+    fn close(&self, this: NonNull<Self>, confirm: *mut c_void, take_bias: bool) {
+        if take_bias {
+            self.update(|old| if is_open(old) { old - BIAS } else { SATURATED });
+        }
+        // SAFETY: The initial reference is there, so the count is not zero.
+        unsafe { self.switch() }.confirm_kill.store(ptr::null_mut(), Relaxed);
+        self.confirm(this, confirm);
+        self.set_idle(self.word.load(Relaxed));
+    }
+
+    /// Calls `confirm`, unless it is a constant that stands for none or its module is gone.
+    fn confirm(&self, this: NonNull<Self>, confirm: *mut c_void) {
+        let confirm = NonNull::new(confirm).filter(|_| confirm != NO_CONFIRM);
+        if let Some((confirm, running)) = confirm.zip(self.class.enter()) {
+            // SAFETY: The callers have the initial reference, or hold the object. By the
+            // requirement of the functions that took it, `confirm` fits.
+            unsafe { (running.ops().confirm)(this.cast(), confirm) };
+        }
+    }
+
+    /// Ends the transition by a store, for the owner of a word that nobody else may change.
+    fn set_idle(&self, word: usize) {
+        // `Release` pairs with the `Acquire` of who waits for it, and with who sees by it that the
+        // mode is another.
+        self.word.store(word & !BUSY, Release);
+        unload::wake_up(self.word.as_ptr());
+    }
+
+    /// The callback ends a transition. Says whether the reference is closed now, and so its initial
+    /// reference the caller's to put; `closing` is what is to be called then, and says that the bias
+    /// is out.
+    fn finish(&self, this: NonNull<Self>, closing: *mut c_void) -> bool {
+        if !closing.is_null() {
+            self.close(this, closing, false);
+            return true;
+        }
+
+        // `Full`: whoever sees the mode sees all that was done to bring it about.
+        let mut word = self.word.load(Relaxed);
+        while word & DEAD == 0 {
+            match self.word.cmpxchg(word, word & !BUSY, Full) {
+                Ok(_) => {
+                    // The object may be gone now.
+                    unload::wake_up(self.word.as_ptr());
+                    return false;
+                }
+                Err(found) => word = found,
+            }
+        }
+
+        // Killed meanwhile; see `kill()`.
+        //
+        // SAFETY: The initial reference is there, so the count is not zero.
+        let confirm = unsafe { self.switch() }.confirm_kill.xchg(LEFT, Full);
+        if confirm.is_null() {
+            return false;
+        }
+        self.close(this, confirm, true);
+        true
+    }
+
+    /// Sleeps while a transition is under way. Returns the word after it.
+    fn wait_idle(&self) -> usize {
+        loop {
+            // `Acquire` pairs with the `Release` in `set_idle()`.
+            let word = self.word.load(Acquire);
+            if word & BUSY == 0 {
+                return word;
+            }
+            // SAFETY: `word` is valid; who clears the flag wakes us up.
+            unsafe { unload::wait_event(self.word.as_ptr(), BUSY, 0) };
+        }
+    }
+
+    /// Switches to atomic mode, and calls `confirm` when that is done. Sleeps if another transition
+    /// is under way.
+    ///
+    /// # Safety
+    ///
+    /// `this` is the beginning of a pinned, shared [`REINIT`] object that the caller holds. `confirm`
+    /// is a function for its type.
+    pub(crate) unsafe fn switch_to_atomic(this: NonNull<Self>, confirm: Option<NonNull<c_void>>) {
+        // SAFETY: As the function requires.
+        let count = unsafe { this.as_ref() };
+
+        loop {
+            let word = count.wait_idle();
+            // As in `kill()`.
+            let section = read_lock();
+            let confirm = usable(confirm);
+            if word & ATOMIC != 0 {
+                // `Full`: the confirmation comes after what made the mode.
+                if count.word.cmpxchg(word, word | FORCE, Full).is_ok() {
+                    drop(section);
+                    return count.confirm(this, confirm.unwrap_or(NO_CONFIRM));
+                }
+            } else if count.word.cmpxchg(word, word | FORCE | BUSY, Full).is_ok() {
+                // SAFETY: The object is `REINIT`.
+                let slot = unsafe { &count.switch().confirm };
+                slot.store(confirm.unwrap_or(NO_CONFIRM), Relaxed);
+                // Whoever kills it now leaves the initial reference to the callback.
+                return rcu::call_hurry(Callback(this));
+            }
+        }
+    }
+
+    /// Waits until no transition is under way.
+    pub(crate) fn wait_switched(&self) {
+        self.wait_idle();
+    }
+
+    /// Switches to per-CPU mode, or if the reference is dying, has it come back to life in that.
+    /// Sleeps if another transition is under way.
+    ///
+    /// To be called for [`REINIT`] counts.
+    pub(crate) fn switch_to_percpu(&self) {
+        loop {
+            let word = self.wait_idle();
+            // `Full`: the counters are zero since the callback, which came before `BUSY` was
+            // cleared. Who finds the word without `ATOMIC` finds them so, as in C's
+            // `__percpu_ref_switch_to_percpu()`: by his address dependency.
+            if self.word.cmpxchg(word, word & !FORCE, Full).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Begins another life, in the mode that the last one had. Sleeps if another transition is under
+    /// way. `EINVAL` if the reference is alive, and with `at_zero`, `EBUSY` if the count is not zero.
+    ///
+    /// To be called for [`REINIT`] counts.
+    pub(crate) fn resurrect(&self, at_zero: bool) -> Result {
+        let word = loop {
+            let word = self.wait_idle();
+            if word & DEAD == 0 {
+                return Err(EINVAL);
+            }
+            // `Full`: this is the only resurrection, and sees what the kill has done.
+            if self.word.cmpxchg(word, word | BUSY, Full).is_ok() {
+                break word;
+            }
+        };
+
+        if at_zero && !self.is_zero() {
+            self.set_idle(word);
+            return Err(EBUSY);
+        }
+        if self.update(|old| if old <= LIMIT { old + 1 + BIAS } else { SATURATED }) == 0 {
+            // The last life has come to its end, so this one needs a hold of its own. `Relaxed`:
+            // the handle has one, too, so nothing ends meanwhile.
+            self.state.add(1, Relaxed);
+        }
+        // As for `switch_to_percpu()`, the counters are zero.
+        self.set_idle(word & !DEAD);
+        Ok(())
+    }
+
+    /// Whether the reference was killed, and not resurrected since.
     pub(crate) fn is_dying(&self) -> bool {
         // `Relaxed`: the answer may be old the moment it is given.
         self.word.load(Relaxed) & DEAD != 0
     }
 
-    /// Sleeps until the object is released.
+    /// Whether the reference is closed and there are no references.
+    pub(crate) fn is_zero(&self) -> bool {
+        // With the bias, it is not. `Acquire` pairs with the `Full` in `put()`.
+        self.atomic.load(Acquire) == 0
+    }
+
+    /// Sleeps until all lives have come to their ends. The caller has the handle.
     pub(crate) fn wait_released(&self) {
-        // SAFETY: `state` is valid for as long as `self`; `release()` wakes its waiters up. The
+        // SAFETY: `state` is valid for as long as `self`; `drop_hold()` wakes its waiters up. The
         // acquire load in the wait pairs with its `Full`.
-        unsafe { unload::wait_event(self.state.as_ptr(), RELEASED, RELEASED) };
+        unsafe { unload::wait_event(self.state.as_ptr(), HOLDS, 1) };
     }
 
     /// Gives the owner's handle up. The reference was killed.
@@ -300,32 +763,72 @@ impl Count {
     ///
     /// `this` is the beginning of a shared object. The caller does not use it any more.
     pub(crate) unsafe fn drop_handle(this: NonNull<Self>) {
-        // SAFETY: Without `ORPHANED` the memory is there.
-        //
-        // `Full` pairs with that in `release()`.
-        let old = unsafe { this.as_ref() }.state.fetch_add(ORPHANED, Full);
-        if old & (RELEASED | LEAKED) == RELEASED {
-            // SAFETY: By the type invariant it came from `kmalloc()`, and both bits are set now.
-            unsafe { bindings::kfree(this.as_ptr().cast()) };
-        }
+        // SAFETY: The handle is one of the holds.
+        unsafe { Self::drop_hold(this, 0) };
     }
 
     /// Enters the functions of the object's module; see [`Class::enter`].
-    pub(crate) fn enter_module(&self) -> Option<unload::Running<'static>> {
+    pub(crate) fn enter_module(&self) -> Option<Running<'static>> {
         self.class.enter()
     }
+}
+
+/// `old` with `n` more references, or [`SATURATED`] if anything is out of bounds.
+const fn plus(old: u64, n: usize) -> u64 {
+    let new = old.wrapping_add(n as u64);
+    if n as u64 <= LIMIT && is_valid(old) && is_valid(new) {
+        new
+    } else {
+        SATURATED
+    }
+}
+
+/// `old` with `n` references less, likewise.
+const fn minus(old: u64, n: usize) -> u64 {
+    let new = old.wrapping_sub(n as u64);
+    if n as u64 <= LIMIT && is_valid(old) && is_valid(new) {
+        new
+    } else {
+        SATURATED
+    }
+}
+
+/// A confirmation that may still be called; none, if it lies in a module that is at its end. In an
+/// RCU read-side critical section, which the end of the module waits for.
+fn usable(confirm: Option<NonNull<c_void>>) -> Option<*mut c_void> {
+    let confirm = confirm?.as_ptr();
+    if rcu::is_closing(confirm) {
+        pr_warn_once!("confirmation lies in an unloaded module: not calling it\n");
+        return None;
+    }
+    Some(confirm)
+}
+
+/// # Safety
+///
+/// To be called for the work that [`Count::release`] queues.
+unsafe extern "C" fn run_work(work: *mut bindings::work_struct) {
+    // SAFETY: The work is the `phase` of a count, whose address is not null.
+    let this = unsafe { NonNull::new_unchecked(container_of!(work.cast::<Phase>(), Count, phase)) };
+
+    // SAFETY: The memory is there while this life holds it.
+    let running = unsafe { this.as_ref() }.class.enter();
+    // SAFETY: Queued once, when the count fell to zero.
+    unsafe { Count::finish_release(this, running) };
 }
 
 impl Drop for Count {
     /// Undoes [`Count::new`] for a reference that was never shared. No callback is involved.
     #[doc(alias("percpu_ref_cancel_init", "percpu_ref_exit"))]
     fn drop(&mut self) {
+        let word = self.word.load(Relaxed);
         // SAFETY: Only an unshared count is dropped.
-        let mut counters = unsafe { Self::counters(self.word.load(Relaxed)) };
+        let mut counters = unsafe { Self::counters(word) };
+        let expected = if word & DEAD == 0 { 1 + BIAS } else { 0 };
 
         // Each counter, not their sum: a get here and a put there are a use, too.
-        if self.atomic.load(Relaxed) != 1 + BIAS
-            || possible_cpus().any(|cpu| counters.read_cpu(cpu) != Some(0))
+        if self.atomic.load(Relaxed) != expected
+            || counters.iter_mut().any(|(_, counter)| *counter.get_mut() != 0)
         {
             do_once_lite! { warn_on!(true); }
         }
@@ -336,61 +839,98 @@ impl Drop for Count {
     }
 }
 
-/// The initial reference, on its way to be put.
+/// A switch to atomic mode, on its way to be completed.
 ///
 /// # Invariants
 ///
-/// Owns a reference to the object, and is the only one of its kind for it.
-struct InitialRef(NonNull<Count>);
+/// Owns [`BUSY`]. If the count is killed, now or later, it owns the initial reference, too, unless
+/// `finish` and the killer agree otherwise; if it is not, that reference is there.
+struct Callback(NonNull<Count>);
 
 // SAFETY: A reference may be put on any thread.
-unsafe impl Send for InitialRef {}
+unsafe impl Send for Callback {}
 
 // SAFETY: The object is pinned and alive, as it is referenced. By the type invariant, nobody else
 // uses its `rcu`.
-unsafe impl RcuPointer for InitialRef {
+unsafe impl RcuPointer for Callback {
     fn into_head(self) -> NonNull<RcuHead> {
-        // SAFETY: The object is alive, so its field's address is not null.
-        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).rcu) }
+        // SAFETY: The object is alive, and its `phase` a `Switch`. No field's address is null.
+        unsafe {
+            let switch = (&raw mut (*self.0.as_ptr()).phase).cast::<Switch>();
+            NonNull::new_unchecked(&raw mut (*switch).rcu)
+        }
     }
 
     unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
-        // SAFETY: By the function's requirement, `head` lies in a count, whose address is not null.
+        // SAFETY: By the function's requirement, `head` lies in the `phase` of a count.
+        let this = unsafe {
+            let switch = container_of!(head.as_ptr(), Switch, rcu);
+            container_of!(switch.cast::<Phase>(), Count, phase)
+        };
+
+        // SAFETY: Nor is a count's address null.
         //
-        // INVARIANT: The reference is the one that `into_head` gave up.
-        Self(unsafe { NonNull::new_unchecked(container_of!(head.as_ptr(), Count, rcu)) })
+        // INVARIANT: What `into_head` gave up.
+        Self(unsafe { NonNull::new_unchecked(this) })
     }
 
-    /// All CPUs see `DEAD`: takes the count from the CPUs to the atomic.
+    /// All CPUs see [`ATOMIC`]: takes the count from the CPUs to the atomic.
     #[doc(alias("percpu_ref_switch_to_atomic_rcu", "percpu_ref_kill_rcu"))]
     fn run(self) {
+        let this = self.0;
         // SAFETY: By the type invariant, there is a reference.
-        let count = unsafe { self.0.as_ref() };
+        let count = unsafe { this.as_ref() };
+        // SAFETY: Therefore, the count is not zero.
+        let switch = unsafe { count.switch() };
 
-        // SAFETY: This is the callback. Who used the counters did so with preemption disabled, and
+        // SAFETY: This is the callback. Who used the counters did so in a critical section, and
         // that was over before the grace period was; it orders their last writes before our reads.
         let mut counters = unsafe { Count::counters(count.word.load(Relaxed)) };
-        let sum = counters.sum();
-        // SAFETY: Not used after this.
-        unsafe { ManuallyDrop::drop(&mut counters) };
+        let mut percpu = 0u64;
+        for (_, counter) in counters.iter_mut() {
+            percpu = percpu.wrapping_add(core::mem::take(counter.get_mut()));
+        }
+        if count.state.load(Relaxed) & REINIT == 0 {
+            // SAFETY: Not used after this; the object lives once.
+            unsafe { ManuallyDrop::drop(&mut counters) };
+        }
 
-        // SAFETY: Prints two numbers.
-        unsafe { rust_percpu_ref_pr_debug_sum(count.atomic.load(Relaxed), sum) };
-
+        // Null if it is not killed, or the killer is only about to leave it here. `Acquire` pairs
+        // with the `Full` of a killer that has.
+        let closing = switch.confirm_kill.load(Acquire);
+        let bias = if closing.is_null() { 0 } else { BIAS };
         // The whole sum, and in the same step the bias: a part of the sum, or the sum after the
         // bias, could bring the atomic to zero, which a put would take for the end.
         //
-        // `Full` pairs with that in `put()`: the puts before the kill, which the grace period has
+        // `Full` pairs with that in `put()`: the puts before the switch, which the grace period has
         // ordered before us, come before the end of the object, whoever it is that brings it.
-        count.atomic.fetch_add(sum.wrapping_sub(BIAS), Full);
-
-        let confirm = NonNull::new(count.confirm.load(Relaxed));
-        if let Some((confirm, running)) = confirm.zip(count.class.enter()) {
-            // SAFETY: The object is alive. By the requirement of `kill()`, the function fits.
-            unsafe { (running.ops().confirm)(self.0.cast(), confirm) };
+        let new = |old: u64| {
+            let new = old.wrapping_add(percpu).wrapping_sub(bias);
+            let references = new.wrapping_sub(BIAS - bias);
+            if is_valid(old) && (1..=LIMIT).contains(&references) {
+                new
+            } else {
+                SATURATED
+            }
+        };
+        let global = count.update(new);
+        // SAFETY: Prints two numbers.
+        unsafe { rust_percpu_ref_pr_debug_sum(global, percpu) };
+        if new(global) == SATURATED && is_valid(global) {
+            let global = global.wrapping_sub(BIAS) as i64;
+            pr_err!(
+                "percpu_ref: {} references after the switch to atomic mode: global {global} percpu \
+                 {}; leaking memory\n",
+                global.wrapping_add(percpu as i64),
+                percpu as i64
+            );
+            do_once_lite! { warn_on!(true); }
         }
 
-        // SAFETY: By the type invariant, we own the reference.
-        unsafe { Count::put(self.0) };
+        count.confirm(this, switch.confirm.xchg(ptr::null_mut(), Relaxed));
+        if count.finish(this, closing) {
+            // SAFETY: We own the initial reference.
+            unsafe { Count::put(this, 1) };
+        }
     }
 }

@@ -16,6 +16,7 @@
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/wait_bit.h>
+#include <linux/workqueue.h>
 
 void rust_percpu_ref_preempt_disable(void)
 {
@@ -90,6 +91,12 @@ void rust_percpu_ref_call_rcu_hurry(struct rcu_head *head, rcu_callback_t func)
 	call_rcu_hurry(head, func);
 }
 
+/* The type of @head has not always been the same. */
+void rust_percpu_ref_kvfree_call_rcu(void *head, void *ptr)
+{
+	kvfree_call_rcu(head, ptr);
+}
+
 /* Inline if CONFIG_MODULES is not set, and so is the next one. */
 int rust_percpu_ref_register_module_notifier(struct notifier_block *nb)
 {
@@ -122,7 +129,7 @@ void rust_percpu_ref_wake_up_var(void *var)
  * Waits until (*@var & @mask) == @val. Who makes it so uses a release operation and then calls
  * the helper above.
  */
-void rust_percpu_ref_wait_var_event(u32 *var, u32 mask, u32 val)
+void rust_percpu_ref_wait_var_event(unsigned long *var, unsigned long mask, unsigned long val)
 {
 	/* Pairs with the release operation before the wake_up_var(). */
 	wait_var_event(var, (smp_load_acquire(var) & mask) == val);
@@ -133,6 +140,18 @@ void rust_percpu_ref_wait_var_zero_timeout(unsigned long *var, unsigned int ms)
 {
 	/* As above. */
 	wait_var_event_timeout(var, !smp_load_acquire(var), msecs_to_jiffies(ms));
+}
+
+struct workqueue_struct *rust_percpu_ref_alloc_workqueue(void)
+{
+	return alloc_workqueue("percpu_ref", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+}
+
+void rust_percpu_ref_queue_work(struct workqueue_struct *wq, struct work_struct *work,
+				work_func_t func)
+{
+	INIT_WORK(work, func);
+	queue_work(wq, work);
 }
 
 /* In C for the sake of dynamic debug, which Rust's pr_debug!() does not have. */

@@ -277,6 +277,25 @@ impl<T: Sync> PerCpu<T> {
     }
 }
 
+impl<T> PerCpu<T> {
+    /// All copies, CPU by CPU, mutable: nobody else has a reference. The values stay pinned.
+    ///
+    /// Any context.
+    #[doc(alias("for_each_possible_cpu", "per_cpu_ptr"))]
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (CpuId, &mut T)>
+    where
+        T: Unpin,
+    {
+        let ptr = self.ptr;
+
+        possible_cpus().map(move |cpu| {
+            // SAFETY: `cpu` is possible, so by the type invariant this is a valid `T`. We have the
+            // only reference to all of them, and come to each of them once.
+            (cpu, unsafe { copy_of::<T>(ptr, cpu).as_mut() })
+        })
+    }
+}
+
 impl<T> Drop for PerCpu<T> {
     /// Drops the CPUs' values on the CPU that runs this, and frees the memory.
     ///
@@ -360,6 +379,11 @@ impl<I: Integer> Local<I> {
     /// Makes one, to be returned by the initialiser of [`PerCpu::new`].
     pub const fn new(value: I) -> Self {
         Self(UnsafeCell::new(value))
+    }
+
+    /// The integer, for who has the only reference, as [`PerCpu::iter_mut`] gives out.
+    pub fn get_mut(&mut self) -> &mut I {
+        self.0.get_mut()
     }
 }
 

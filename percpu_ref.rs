@@ -21,8 +21,26 @@
 //! | confirmed | a grace period | fails | [`Counted::release`], then `T` is dropped |
 //!
 //! An unshared one can be taken back ([`UniquePercpuRef::cancel_init`]); from sharing on, the only
-//! way is forward through this table. The memory is freed when `T` is dropped and the
-//! [`PercpuRef`], too.
+//! way is forward through this table. The memory is freed a grace period after `T` is dropped and
+//! the [`PercpuRef`], too.
+//!
+//! # More than one life
+//!
+//! A [`PercpuRef<T, Reinit>`](Reinit) can be brought back to life ([`resurrect`], [`reinit`]), and
+//! can be told to count in an atomic variable while it lives ([`switch_to_atomic`]): for a queue
+//! that is frozen and thawed, or for an object that may be gone again soon and is to be gone at
+//! once, for a kill in atomic mode needs no grace period. Its object is there as long as the
+//! [`PercpuRef`] is; the release says only that a life is over.
+//!
+//! | state | [`kill`] | [`switch_to_atomic`] | [`switch_to_percpu`] | [`resurrect`] |
+//! |---|---|---|---|---|
+//! | per-CPU | a grace period, then closed | a grace period, then atomic | nothing | `EINVAL` |
+//! | switching | closed when that is done | waits, then nothing | waits, then per-CPU | waits, then `EINVAL` |
+//! | atomic | closed at once | nothing | per-CPU | `EINVAL` |
+//! | dying | `false`, a warning | waits; atomic when it lives again | waits; per-CPU when it lives again | waits, then lives |
+//! | closed | `false`, a warning | atomic when it lives again | per-CPU when it lives again | lives, in per-CPU mode unless atomic mode was asked for |
+//!
+//! *Closed* is what the confirmation of a kill confirms: no reference is given out any more.
 //!
 //! # Unloading
 //!
@@ -70,8 +88,13 @@
 //! [`Arc`]: kernel::sync::Arc
 //! [`try_get`]: PercpuRef::try_get
 //! [`kill`]: PercpuRef::kill
+//! [`resurrect`]: PercpuRef::resurrect
+//! [`reinit`]: PercpuRef::reinit
+//! [`switch_to_atomic`]: PercpuRef::switch_to_atomic
+//! [`switch_to_percpu`]: PercpuRef::switch_to_percpu
 
 use core::{
+    marker::PhantomData,
     mem::ManuallyDrop,
     ops::{
         Deref,
@@ -87,12 +110,25 @@ use kernel::{
 };
 
 mod count;
+mod foreign;
+mod guard;
+mod lookup;
 pub mod percpu;
 pub mod rcu;
 mod unload;
 
-use count::Count;
+use count::{
+    Count,
+    Start, //
+};
 use unload::Ops;
+
+pub use foreign::Borrowed;
+pub use guard::{
+    PercpuRefBatch,
+    PercpuRefGuard, //
+};
+pub use lookup::RcuPercpuRef;
 
 module! {
     type: PercpuRefModule,
@@ -127,18 +163,47 @@ impl kernel::InPlaceModule for PercpuRefModule {
 
 /// What can be counted, and what is to happen when the count has reached zero.
 pub trait Counted: Send + Sync + Sized + 'static {
-    /// Runs when the last reference is gone; then the object is dropped.
+    /// Whether [`release`](Self::release) and the object's `Drop` may sleep. They then run in
+    /// process context, in a workqueue, once the count is zero.
     ///
-    /// It runs exactly once for an object that was shared, but not at all if the module that made
+    /// Not for [`Reinit`] references: the object might live again before the release is told of its
+    /// end.
+    const MAY_SLEEP: bool = false;
+
+    /// Runs when the last reference is gone. If the object lives [`Once`], it is then dropped.
+    ///
+    /// It runs exactly once in each life of a shared object, but not at all if the module that made
     /// the object is gone by then (see [Unloading](crate#unloading)). Nothing of the library is
-    /// locked, and preemption is not disabled by it.
+    /// locked, and preemption is not disabled by it. Whatever may be done with the reference may be
+    /// done in here, too; but who waits for this release waits for himself.
     ///
     /// Context: that of whoever drops the last reference. If this is the initial reference, it is
-    /// softirq, or a kernel thread of RCU's with bottom halves disabled. So neither this nor the
-    /// object's `Drop` may sleep.
+    /// softirq, or a kernel thread of RCU's with bottom halves disabled; in atomic mode it is that
+    /// of [`kill`](PercpuRef::kill). So neither this nor the object's `Drop` may sleep, unless
+    /// [`MAY_SLEEP`](Self::MAY_SLEEP) says so.
     #[doc(alias = "percpu_ref_func_t")]
     fn release(&self) {}
 }
+
+mod private {
+    pub trait Sealed {}
+}
+
+/// How often the object of a reference lives: [`Once`] or [`Reinit`].
+pub trait Kind: private::Sealed + 'static {}
+
+/// The object lives once. It is dropped when its count falls to zero.
+pub enum Once {}
+
+/// The object may live more than once, and it may change its mode of counting. It is dropped with
+/// its [`PercpuRef`], or with the last reference if that goes later.
+#[doc(alias = "PERCPU_REF_ALLOW_REINIT")]
+pub enum Reinit {}
+
+impl private::Sealed for Once {}
+impl private::Sealed for Reinit {}
+impl Kind for Once {}
+impl Kind for Reinit {}
 
 /// An object with its count. The count comes first, so that a pointer to one is a pointer to both.
 #[pin_data]
@@ -152,7 +217,9 @@ struct Inner<T> {
 impl<T: Counted> Inner<T> {
     const OPS: Ops = Ops {
         name: core::any::type_name::<T>,
+        may_sleep: T::MAY_SLEEP,
         release: Self::release,
+        drop: Self::drop,
         confirm: Self::confirm,
     };
 
@@ -160,14 +227,20 @@ impl<T: Counted> Inner<T> {
     ///
     /// # Safety
     ///
-    /// `object` is the address of a `Self` that nobody uses any more, with its value not dropped.
+    /// `object` is the address of a `Self` whose value is not dropped.
     unsafe fn release(object: NonNull<c_void>) {
-        let inner = object.cast::<Self>().as_ptr();
-
         // SAFETY: By the function's requirement, the value is there.
-        unsafe { &(*inner).value }.release();
-        // SAFETY: By the function's requirement, nobody uses it any more.
-        unsafe { (&raw mut (*inner).value).drop_in_place() };
+        unsafe { &(*object.cast::<Self>().as_ptr()).value }.release();
+    }
+
+    /// See [`Ops::drop`].
+    ///
+    /// # Safety
+    ///
+    /// `object` is the address of a `Self` that nobody uses any more, with its value not dropped.
+    unsafe fn drop(object: NonNull<c_void>) {
+        // SAFETY: As the function requires. The value is not used after this.
+        unsafe { (&raw mut (*object.cast::<Self>().as_ptr()).value).drop_in_place() };
     }
 
     /// See [`Ops::confirm`].
@@ -191,7 +264,10 @@ impl<T: Counted> Inner<T> {
 /// [`Counted::release`], and its memory is free when that returns. Made into a [`PercpuRef`] it can
 /// be shared.
 #[doc(alias = "percpu_ref")]
-pub struct UniquePercpuRef<T: Counted>(ManuallyDrop<Pin<KBox<Inner<T>>>>);
+pub struct UniquePercpuRef<T: Counted, K: Kind = Once>(
+    ManuallyDrop<Pin<KBox<Inner<T>>>>,
+    PhantomData<K>,
+);
 
 impl<T: Counted> UniquePercpuRef<T> {
     /// Allocates an object and a count of one, in per-CPU mode.
@@ -204,12 +280,64 @@ impl<T: Counted> UniquePercpuRef<T> {
     where
         Error: From<E>,
     {
-        let count = Count::new(&Inner::<T>::OPS, flags)?;
+        Self::start(value, Start::Once, flags)
+    }
+}
+
+/// These are otherwise like [`UniquePercpuRef::new`].
+impl<T: Counted> UniquePercpuRef<T, Reinit> {
+    /// Allocates an object that may live more than once, and a count of one, in per-CPU mode.
+    #[doc(alias("percpu_ref_init", "PERCPU_REF_ALLOW_REINIT"))]
+    pub fn new_reinit<E>(value: impl PinInit<T, E>, flags: Flags) -> Result<Self>
+    where
+        Error: From<E>,
+    {
+        Self::start_reinit(value, Start::Reinit, flags)
+    }
+
+    /// Allocates an object that may live more than once, and a count of one, in atomic mode. It
+    /// stays in that until [`PercpuRef::switch_to_percpu`].
+    #[doc(alias("percpu_ref_init", "PERCPU_REF_INIT_ATOMIC"))]
+    pub fn new_atomic<E>(value: impl PinInit<T, E>, flags: Flags) -> Result<Self>
+    where
+        Error: From<E>,
+    {
+        Self::start_reinit(value, Start::Atomic, flags)
+    }
+
+    /// Allocates an object that is dead, with a count of zero. [`PercpuRef::reinit`] brings it to
+    /// life, in per-CPU mode unless [`PercpuRef::switch_to_atomic`] is called before.
+    #[doc(alias("percpu_ref_init", "PERCPU_REF_INIT_DEAD"))]
+    pub fn new_dead<E>(value: impl PinInit<T, E>, flags: Flags) -> Result<Self>
+    where
+        Error: From<E>,
+    {
+        Self::start_reinit(value, Start::Dead, flags)
+    }
+
+    fn start_reinit<E>(value: impl PinInit<T, E>, start: Start, flags: Flags) -> Result<Self>
+    where
+        Error: From<E>,
+    {
+        const {
+            assert!(!T::MAY_SLEEP, "the release of a Reinit reference runs at once");
+        }
+        Self::start(value, start, flags)
+    }
+}
+
+impl<T: Counted, K: Kind> UniquePercpuRef<T, K> {
+    fn start<E>(value: impl PinInit<T, E>, start: Start, flags: Flags) -> Result<Self>
+    where
+        Error: From<E>,
+    {
+        let count = Count::new(&Inner::<T>::OPS, start, flags)?;
         let inner = try_pin_init!(Inner {
             count,
             value <- value,
         }? Error);
-        Ok(Self(ManuallyDrop::new(KBox::try_pin_init(inner, flags)?)))
+        let inner = KBox::try_pin_init(inner, flags)?;
+        Ok(Self(ManuallyDrop::new(inner), PhantomData))
     }
 
     /// Undoes [`UniquePercpuRef::new`]; the same as dropping it.
@@ -249,7 +377,7 @@ impl<T: Counted> UniquePercpuRef<T> {
     }
 }
 
-impl<T: Counted> Deref for UniquePercpuRef<T> {
+impl<T: Counted, K: Kind> Deref for UniquePercpuRef<T, K> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -257,13 +385,13 @@ impl<T: Counted> Deref for UniquePercpuRef<T> {
     }
 }
 
-impl<T: Counted + Unpin> DerefMut for UniquePercpuRef<T> {
+impl<T: Counted + Unpin, K: Kind> DerefMut for UniquePercpuRef<T, K> {
     fn deref_mut(&mut self) -> &mut T {
         self.as_pin_mut().get_mut()
     }
 }
 
-impl<T: Counted> Drop for UniquePercpuRef<T> {
+impl<T: Counted, K: Kind> Drop for UniquePercpuRef<T, K> {
     fn drop(&mut self) {
         // The module that made the object may be gone, and then nothing of it may be called.
         if let Some(_running) = self.0.count.enter_module() {
@@ -278,39 +406,42 @@ impl<T: Counted> Drop for UniquePercpuRef<T> {
 /// Users of the object borrow this to get references of their own. The owner ends the object by
 /// [`kill`](Self::kill), or by dropping this.
 ///
-/// It does not itself give access to the object, which may be gone already: the initial reference
-/// is put by the kill. Use [`try_get`](Self::try_get).
+/// It does not itself give access to an object that lives [`Once`], which may be gone already: the
+/// initial reference is put by the kill. Use [`try_get`](Self::try_get).
 ///
 /// # Invariants
 ///
-/// `inner` came from a pinned `KBox` and was shared. Its memory is there until
-/// [`Count::drop_handle`], which only `drop` calls.
+/// `inner` came from a pinned `KBox` and was shared, and owns one of the holds of its count, so the
+/// memory is there; if `K` is [`Reinit`], which the count was then made for, so is the object.
 #[doc(alias = "percpu_ref")]
-pub struct PercpuRef<T: Counted> {
+pub struct PercpuRef<T: Counted, K: Kind = Once> {
     inner: NonNull<Inner<T>>,
+    _kind: PhantomData<K>,
 }
 
 // SAFETY: `T` is `Send` and `Sync` by `Counted`, and all that a `PercpuRef` does may be done on any
 // thread: references are counted atomically or by CPU, and the object may be dropped by any thread.
-unsafe impl<T: Counted> Send for PercpuRef<T> {}
+unsafe impl<T: Counted, K: Kind> Send for PercpuRef<T, K> {}
 
 // SAFETY: As above.
-unsafe impl<T: Counted> Sync for PercpuRef<T> {}
+unsafe impl<T: Counted, K: Kind> Sync for PercpuRef<T, K> {}
 
-impl<T: Counted> From<UniquePercpuRef<T>> for PercpuRef<T> {
+impl<T: Counted, K: Kind> From<UniquePercpuRef<T, K>> for PercpuRef<T, K> {
     /// Shares the object, which ends the right to take it back.
-    fn from(unique: UniquePercpuRef<T>) -> Self {
+    fn from(unique: UniquePercpuRef<T, K>) -> Self {
         // SAFETY: The object stays where it is until it is freed.
         let inner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(unique.into_pinned_box()) });
 
-        // SAFETY: A box is not null.
-        let inner = unsafe { NonNull::new_unchecked(inner) };
-        // INVARIANT: Just made so.
-        Self { inner }
+        // INVARIANT: Just made so; the count begins with a hold for this.
+        Self {
+            // SAFETY: A box is not null.
+            inner: unsafe { NonNull::new_unchecked(inner) },
+            _kind: PhantomData,
+        }
     }
 }
 
-impl<T: Counted> PercpuRef<T> {
+impl<T: Counted, K: Kind> PercpuRef<T, K> {
     fn count(&self) -> &Count {
         // SAFETY: By the type invariant, the memory is there.
         unsafe { &(*self.inner.as_ptr()).count }
@@ -325,20 +456,64 @@ impl<T: Counted> PercpuRef<T> {
     #[doc(alias = "percpu_ref_tryget")]
     #[inline]
     pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
-        if !self.count().try_get() {
+        if !self.count().try_get(1) {
             return None;
         }
+        // SAFETY: `try_get()` added a reference, which the guard owns.
+        Some(unsafe { PercpuRefGuard::new(self.inner) })
+    }
 
-        // INVARIANT: `try_get()` added a reference, which the guard owns.
-        Some(PercpuRefGuard { inner: self.inner })
+    /// Gets `n` references in one go, or `None` once the end of the object is confirmed, or if that
+    /// were more than 2^61 references.
+    ///
+    /// Otherwise like [`try_get`](Self::try_get).
+    #[doc(alias = "percpu_ref_tryget_many")]
+    #[inline]
+    pub fn try_get_many(&self, n: usize) -> Option<PercpuRefBatch<T>> {
+        if !self.count().try_get(n) {
+            return None;
+        }
+        // SAFETY: `try_get()` added so many references, which the batch owns.
+        Some(unsafe { PercpuRefBatch::new(self.inner, n) })
+    }
+
+    /// Gets a reference, or `None` once the reference was killed.
+    ///
+    /// Another CPU may take a moment to see the kill, until the confirmation at the latest.
+    ///
+    /// Any context but NMI. Orders no other memory access.
+    #[doc(alias = "percpu_ref_tryget_live")]
+    #[inline]
+    pub fn try_get_live(&self) -> Option<PercpuRefGuard<T>> {
+        if !self.count().try_get_live() {
+            return None;
+        }
+        // SAFETY: `try_get_live()` added a reference, which the guard owns.
+        Some(unsafe { PercpuRefGuard::new(self.inner) })
+    }
+
+    /// The same as [`try_get_live`](Self::try_get_live) for a caller inside an RCU read-side
+    /// critical section, which saves him another one.
+    #[doc(alias = "percpu_ref_tryget_live_rcu")]
+    #[inline]
+    pub fn try_get_live_rcu(&self, section: &rcu::Guard) -> Option<PercpuRefGuard<T>> {
+        if !self.count().try_get_live_rcu(section) {
+            return None;
+        }
+        // SAFETY: `try_get_live_rcu()` added a reference, which the guard owns.
+        Some(unsafe { PercpuRefGuard::new(self.inner) })
     }
 
     /// Begins the end of the object: after a grace period no new references are given out, and when
     /// all existing ones are gone, the object is released.
     ///
+    /// In atomic mode there is no grace period to wait for. Then all of this happens in here, and
+    /// the release, too, if there are no other references.
+    ///
     /// Returns `true`, or if it was killed before, `false`; then it warns once and changes nothing.
     ///
-    /// Does not wait, does not fail, and allocates nothing. Any context but NMI.
+    /// Does not wait, does not fail, and allocates nothing. Any context but NMI; in atomic mode,
+    /// any that [`Counted::release`] may run in.
     #[doc(alias = "percpu_ref_kill")]
     pub fn kill(&self) -> bool {
         self.kill_and_call(None)
@@ -349,9 +524,9 @@ impl<T: Counted> PercpuRef<T> {
     ///
     /// What was done with a reference before is not thereby finished: others may hold theirs on.
     ///
-    /// `confirm` runs in softirq, or in a kernel thread of RCU's with bottom halves disabled. It
-    /// must not sleep. It captures nothing, for a kill allocates nothing; what it needs is to be in
-    /// the object.
+    /// `confirm` runs in softirq, or in a kernel thread of RCU's with bottom halves disabled, or in
+    /// atomic mode, in here; always in an RCU read-side critical section. It must not sleep. It
+    /// captures nothing, for a kill allocates nothing; what it needs is to be in the object.
     ///
     /// If this returns `false`, `confirm` is not called. Neither is it called if the module that it
     /// lies in, or that made the object, is gone by then.
@@ -360,9 +535,18 @@ impl<T: Counted> PercpuRef<T> {
         self.kill_and_call(NonNull::new(confirm as *mut c_void))
     }
 
+    /// Kills the reference and waits for the release: [`kill`](Self::kill), then
+    /// [`wait_released`](Self::wait_released). Returns what the former does.
+    #[doc(alias("percpu_ref_kill", "wait_for_completion"))]
+    pub fn kill_and_wait(&self) -> bool {
+        let killed = self.kill();
+        self.wait_released();
+        killed
+    }
+
     fn kill_and_call(&self, confirm: Option<NonNull<c_void>>) -> bool {
-        // SAFETY: By the type invariant this is a shared object, whose memory `self` holds. If
-        // there is a `confirm`, it is a `fn(&T)`.
+        // SAFETY: By the type invariant this is a shared object, which `self` holds. If there is a
+        // `confirm`, it is a `fn(&T)`.
         let killed = unsafe { Count::kill(self.inner.cast(), confirm) };
         if !killed {
             pr_warn_once!(
@@ -381,9 +565,20 @@ impl<T: Counted> PercpuRef<T> {
         self.count().is_dying()
     }
 
-    /// Waits until the object is released and dropped, or leaked because its module is gone.
+    /// Whether the reference was killed and has no references any more, so that its release was
+    /// called or is about to be.
+    ///
+    /// Any context. If so, all that was done with references is visible.
+    #[doc(alias = "percpu_ref_is_zero")]
+    pub fn is_zero(&self) -> bool {
+        self.count().is_zero()
+    }
+
+    /// Waits until the release is over, or cannot be called because its module is gone. If the
+    /// object lives [`Once`], it is dropped then.
     ///
     /// Somebody must kill it, and a thread that holds a [`PercpuRefGuard`] of it waits for itself.
+    /// If somebody resurrects it meanwhile, this waits on.
     ///
     /// Sleeps; process context. All that was done with references is visible after it.
     pub fn wait_released(&self) {
@@ -391,11 +586,81 @@ impl<T: Counted> PercpuRef<T> {
     }
 }
 
-impl<T: Counted> Drop for PercpuRef<T> {
+/// Only a [`Reinit`] reference has these.
+impl<T: Counted> PercpuRef<T, Reinit> {
+    /// The object, which is there as long as this is, dead or alive.
+    pub fn value(&self) -> &T {
+        // SAFETY: By the type invariant.
+        unsafe { &(*self.inner.as_ptr()).value }
+    }
+
+    /// Counts in an atomic variable from now on, also in later lives, until
+    /// [`switch_to_percpu`](Self::switch_to_percpu). Calls `confirm` when all CPUs do so.
+    ///
+    /// Does not wait for that, but for another switch that is under way, and for the confirmation of
+    /// a kill. Process context; if neither can be the case, any but NMI.
+    ///
+    /// `confirm` is called as that of [`kill_and_confirm`](Self::kill_and_confirm) is; in here if
+    /// the reference counts so already.
+    #[doc(alias = "percpu_ref_switch_to_atomic")]
+    pub fn switch_to_atomic(&self, confirm: fn(&T)) {
+        // SAFETY: By the type invariant this is such an object, and `confirm` is a `fn(&T)`.
+        unsafe {
+            Count::switch_to_atomic(self.inner.cast(), NonNull::new(confirm as *mut c_void));
+        }
+    }
+
+    /// Switches to atomic mode, and waits until all CPUs count so.
+    ///
+    /// Somebody else may switch back meanwhile.
+    ///
+    /// Sleeps; process context.
+    #[doc(alias = "percpu_ref_switch_to_atomic_sync")]
+    pub fn switch_to_atomic_sync(&self) {
+        // SAFETY: By the type invariant this is such an object.
+        unsafe { Count::switch_to_atomic(self.inner.cast(), None) };
+        self.count().wait_switched();
+    }
+
+    /// Counts by CPU from now on; if the reference is dying, from its next life on.
+    ///
+    /// Waits as [`switch_to_atomic`](Self::switch_to_atomic) does, in the same contexts.
+    #[doc(alias = "percpu_ref_switch_to_percpu")]
+    pub fn switch_to_percpu(&self) {
+        self.count().switch_to_percpu();
+    }
+
+    /// Brings a reference to life whose count is zero, with a new initial reference. The last
+    /// release may still be running.
+    ///
+    /// Fails with `EINVAL` if it is alive, and with `EBUSY` if there are references; then nothing is
+    /// changed.
+    ///
+    /// Waits for the confirmation of a kill, and for another call of this or of
+    /// [`resurrect`](Self::resurrect). Process context; if neither can be the case, as in the
+    /// release, any but NMI.
+    #[doc(alias = "percpu_ref_reinit")]
+    pub fn reinit(&self) -> Result {
+        self.count().resurrect(true)
+    }
+
+    /// Brings a reference back to life, whether there are references left from the last life or not,
+    /// with a new initial reference. If there are, that life goes on, and there is no release.
+    ///
+    /// Fails with `EINVAL` if it is alive; then nothing is changed. Waits as
+    /// [`reinit`](Self::reinit) does, in the same contexts.
+    #[doc(alias = "percpu_ref_resurrect")]
+    pub fn resurrect(&self) -> Result {
+        self.count().resurrect(false)
+    }
+}
+
+impl<T: Counted, K: Kind> Drop for PercpuRef<T, K> {
     /// Kills the reference if nobody has. Does not wait for the release.
     ///
-    /// Any context but NMI. After the release it frees memory, which PREEMPT_RT does not allow in a
-    /// hard interrupt or with preemption disabled.
+    /// Any context but NMI for an object that lives [`Once`]. For a [`Reinit`] one, any that
+    /// [`Counted::release`] and the object's `Drop` may run in: if there are no references, both may
+    /// happen in here.
     #[doc(alias = "percpu_ref_exit")]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
@@ -403,65 +668,5 @@ impl<T: Counted> Drop for PercpuRef<T> {
             Count::kill(self.inner.cast(), None);
             Count::drop_handle(self.inner.cast());
         }
-    }
-}
-
-/// A reference to a counted object.
-///
-/// It is owned and may be kept anywhere, passed on to another thread, and dropped on another CPU
-/// than the one it was got on. The object is there as long as the guard is.
-///
-/// A guard that is leaked leaks the object, and nothing worse.
-///
-/// # Invariants
-///
-/// Owns one reference that is counted in `inner`, so the object is alive.
-#[must_use = "if unused, the reference is put again at once"]
-pub struct PercpuRefGuard<T: Counted> {
-    inner: NonNull<Inner<T>>,
-}
-
-// SAFETY: As for `PercpuRef`; it is also a `&T`, for which `T` is `Sync` by `Counted`.
-unsafe impl<T: Counted> Send for PercpuRefGuard<T> {}
-
-// SAFETY: As above.
-unsafe impl<T: Counted> Sync for PercpuRefGuard<T> {}
-
-impl<T: Counted> Deref for PercpuRefGuard<T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        // SAFETY: By the type invariant, the object is alive.
-        unsafe { &(*self.inner.as_ptr()).value }
-    }
-}
-
-impl<T: Counted> Clone for PercpuRefGuard<T> {
-    /// Gets another reference. It does not fail, even if the reference was killed.
-    ///
-    /// Any context but NMI.
-    #[doc(alias = "percpu_ref_get")]
-    #[inline]
-    fn clone(&self) -> Self {
-        // SAFETY: By the type invariant, the object is alive.
-        unsafe { &(*self.inner.as_ptr()).count }.get();
-
-        // INVARIANT: `get()` added a reference, which the new guard owns.
-        Self { inner: self.inner }
-    }
-}
-
-impl<T: Counted> Drop for PercpuRefGuard<T> {
-    /// Puts the reference. If it is the last one, the object is released and dropped in here.
-    ///
-    /// Any context but NMI, if it is not the last one. The last one frees memory, which PREEMPT_RT
-    /// does not allow in a hard interrupt or with preemption disabled, and does what `T`'s release
-    /// and drop do. What was done with the object before is visible to its release.
-    #[doc(alias = "percpu_ref_put")]
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant, there is a reference, and it goes with the guard.
-        unsafe { Count::put(self.inner.cast()) };
     }
 }

@@ -42,10 +42,14 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        global_lock,
-        rcu, //
+        global_lock, //
     },
     types::Opaque, //
+};
+
+pub use kernel::sync::rcu::{
+    read_lock,
+    Guard, //
 };
 
 extern "C" {
@@ -112,8 +116,7 @@ pub unsafe trait RcuPointer: Send + Sized + 'static {
 /// was done in read-side critical sections that might not have seen it.
 #[doc(alias("call_rcu", "call_rcu_sched"))]
 pub fn call<P: RcuPointer>(pointer: P) {
-    let queued = queue(pointer, bindings::call_rcu, ptr::null());
-    leak_if_refused(queued);
+    queue(pointer, bindings::call_rcu);
 }
 
 /// Has [`RcuPointer::run`] run after a grace period, without `CONFIG_RCU_LAZY`'s delay.
@@ -121,14 +124,7 @@ pub fn call<P: RcuPointer>(pointer: P) {
 /// Otherwise the same as [`call`].
 #[doc(alias = "call_rcu_hurry")]
 pub fn call_hurry<P: RcuPointer>(pointer: P) {
-    let queued = queue(pointer, rust_percpu_ref_call_rcu_hurry, ptr::null());
-    leak_if_refused(queued);
-}
-
-/// As [`call_hurry`], but gives the pointer back if the module that holds `text`, too, is past
-/// running callbacks. `text` is what [`RcuPointer::run`] is going to call besides its own code.
-pub(crate) fn try_call_hurry<P: RcuPointer>(pointer: P, text: *const c_void) -> Result<(), P> {
-    queue(pointer, rust_percpu_ref_call_rcu_hurry, text)
+    queue(pointer, rust_percpu_ref_call_rcu_hurry);
 }
 
 /// Waits until the callbacks that were queued before have run.
@@ -141,30 +137,24 @@ pub fn barrier() {
     unsafe { bindings::rcu_barrier() };
 }
 
-fn leak_if_refused<P: RcuPointer>(queued: Result<(), P>) {
-    if let Err(pointer) = queued {
-        pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
-        core::mem::forget(pointer);
-    }
-}
-
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
 
-fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu, text: *const c_void) -> Result<(), P> {
+fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
     // From here to the end, against `close_module()`: either this sees `CLOSING`, or
     // `synchronize_rcu()` there waits for this section, and then `rcu_barrier()` for our callback.
-    let _guard = rcu::read_lock();
+    let _guard = read_lock();
 
     let callback: unsafe extern "C" fn(*mut bindings::callback_head) = run_callback::<P>;
-    if is_closing(callback as *const c_void) || is_closing(text) {
-        return Err(pointer);
+    if is_closing(callback as *const c_void) {
+        pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
+        core::mem::forget(pointer);
+        return;
     }
 
     let head = pointer.into_head();
     // SAFETY: By `RcuPointer`'s contract, the head is valid and ours until `run_callback` takes the
     // pointer up again.
     unsafe { call_rcu((*head.as_ptr()).0.get(), Some(callback)) };
-    Ok(())
 }
 
 /// # Safety

@@ -56,8 +56,14 @@ extern "C" {
     fn rust_percpu_ref_unregister_module_notifier(block: *mut bindings::notifier_block) -> c_int;
     fn rust_percpu_ref_module_name(module: *const c_void) -> *const c_char;
     fn rust_percpu_ref_wake_up_var(var: *mut c_void);
-    fn rust_percpu_ref_wait_var_event(var: *mut u32, mask: u32, val: u32);
+    fn rust_percpu_ref_wait_var_event(var: *mut usize, mask: usize, val: usize);
     fn rust_percpu_ref_wait_var_zero_timeout(var: *mut usize, ms: c_uint);
+    fn rust_percpu_ref_alloc_workqueue() -> *mut bindings::workqueue_struct;
+    fn rust_percpu_ref_queue_work(
+        queue: *mut bindings::workqueue_struct,
+        work: *mut bindings::work_struct,
+        func: bindings::work_func_t,
+    );
 }
 
 /// What the library calls in a module, of its own accord, for objects of one type.
@@ -67,12 +73,22 @@ pub(crate) struct Ops {
     /// The type's name, for messages.
     pub(crate) name: fn() -> &'static str,
 
-    /// Tells the object of its end, and drops it.
+    /// Whether `release` and `drop` may sleep.
+    pub(crate) may_sleep: bool,
+
+    /// Tells the object that its count is zero.
+    ///
+    /// # Safety
+    ///
+    /// The object is of this type and not dropped.
+    pub(crate) release: unsafe fn(object: NonNull<c_void>),
+
+    /// Drops the object.
     ///
     /// # Safety
     ///
     /// The object is of this type, nobody uses it any more, and this is called once.
-    pub(crate) release: unsafe fn(object: NonNull<c_void>),
+    pub(crate) drop: unsafe fn(object: NonNull<c_void>),
 
     /// Calls `confirm` with the object.
     ///
@@ -100,7 +116,7 @@ pub(crate) struct Class {
     /// The objects that are not released yet.
     live: Atomic<usize>,
     /// How many threads are inside the module's functions, and [`CLOSED`].
-    running: Atomic<u32>,
+    running: Atomic<usize>,
     next: *mut Class,
 }
 
@@ -108,7 +124,7 @@ pub(crate) struct Class {
 unsafe impl Sync for Class {}
 
 /// The module's functions must not be called any more.
-const CLOSED: u32 = 1 << 31;
+const CLOSED: usize = 1 << (usize::BITS - 1);
 
 /// The `ops` of a class with objects that outlived their module; no class is looked up by it.
 const ABANDONED: *mut Ops = ptr::without_provenance_mut(1);
@@ -273,7 +289,7 @@ impl Drop for Running<'_> {
 /// # Safety
 ///
 /// `var` is valid.
-pub(crate) unsafe fn wait_event(var: *mut u32, mask: u32, value: u32) {
+pub(crate) unsafe fn wait_event(var: *mut usize, mask: usize, value: usize) {
     // SAFETY: As the function requires.
     unsafe { rust_percpu_ref_wait_var_event(var, mask, value) };
 }
@@ -285,7 +301,47 @@ pub(crate) fn wake_up<T>(var: *mut T) {
     unsafe { rust_percpu_ref_wake_up_var(var.cast()) };
 }
 
-/// Hears of modules that go.
+/// The workqueue of the one [`Queue`].
+static QUEUE: Atomic<*mut bindings::workqueue_struct> = Atomic::new(ptr::null_mut());
+
+/// Where releases that may sleep run. It is the library's own, so that they are waited for when the
+/// library goes.
+struct Queue;
+
+impl Queue {
+    fn new() -> Result<Self> {
+        // SAFETY: We are in process context.
+        let queue = unsafe { rust_percpu_ref_alloc_workqueue() };
+        if queue.is_null() {
+            return Err(ENOMEM);
+        }
+        QUEUE.store(queue, Relaxed);
+        Ok(Self)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: It is the workqueue that `new()` allocated; nobody queues anything any more.
+        unsafe { bindings::destroy_workqueue(QUEUE.load(Relaxed)) };
+    }
+}
+
+/// Has `func` called with `work`, once, in process context.
+///
+/// # Safety
+///
+/// `work` is memory for a `work_struct`, which nobody else uses until `func` is called.
+pub(crate) unsafe fn queue_work(
+    work: *mut bindings::work_struct,
+    func: unsafe extern "C" fn(*mut bindings::work_struct),
+) {
+    // SAFETY: Objects exist while there is a `Notifier`, which has a `Queue`. The rest is as the
+    // function requires.
+    unsafe { rust_percpu_ref_queue_work(QUEUE.load(Relaxed), work, Some(func)) };
+}
+
+/// Hears of modules that go, and owns what all modules share.
 ///
 /// # Invariants
 ///
@@ -295,6 +351,9 @@ pub(crate) struct Notifier {
     #[pin]
     block: Opaque<bindings::notifier_block>,
     timeout: Delta,
+    // In this order they are dropped.
+    _queue: Queue,
+    _classes: Classes,
 }
 
 // SAFETY: Nothing is accessible from safe code, and it may be unregistered on any thread.
@@ -308,6 +367,8 @@ impl Notifier {
     pub(crate) fn new(timeout: Delta) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             timeout,
+            _queue: Queue::new()?,
+            _classes: Classes,
             // INVARIANT: Registered, or the initialiser fails.
             block <- Opaque::try_ffi_init(|block: *mut bindings::notifier_block| {
                 // SAFETY: `block` is valid for writes.
@@ -335,9 +396,17 @@ impl PinnedDrop for Notifier {
         // All users are gone, being modules that depend on this one. What they killed last may have
         // left callbacks of the library itself.
         rcu::barrier();
+    }
+}
+
+/// Owns the list of classes.
+struct Classes;
+
+impl Drop for Classes {
+    fn drop(&mut self) {
         let mut next = CLASSES.xchg(ptr::null_mut(), Acquire);
         while !next.is_null() {
-            // SAFETY: `get()` made it a box, and nobody uses it any more.
+            // SAFETY: `add_to_list()` made it a box, and nobody uses it any more.
             next = unsafe { KBox::from_raw(next) }.next;
         }
     }
