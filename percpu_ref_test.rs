@@ -56,6 +56,10 @@ use pin_init::{
 
 #[path = "tests/kthread.rs"]
 mod kthread;
+#[path = "tests/modes.rs"]
+mod modes;
+#[path = "tests/references.rs"]
+mod references;
 
 use kthread::{
     online_cpus,
@@ -101,6 +105,8 @@ macro_rules! check {
     };
 }
 
+use check;
+
 type Case = (&'static str, fn() -> Result<Outcome>);
 
 const CASES: &[Case] = &[
@@ -124,6 +130,20 @@ const CASES: &[Case] = &[
     ("kill_races", kill_races),
     ("drop_in_each_state", drop_in_each_state),
     ("drop_inside_release", drop_inside_release),
+    ("batches", references::batches),
+    ("batches_keep_apart", references::batches_keep_apart),
+    ("try_get_live_until_killed", references::try_get_live_until_killed),
+    ("kill_and_wait", references::kill_and_wait),
+    ("release_may_sleep", references::release_may_sleep),
+    ("foreign_ownable", references::foreign_ownable),
+    ("rcu_lookup", references::rcu_lookup),
+    ("start_modes", modes::start_modes),
+    ("each_transition", modes::each_transition),
+    ("drop_modal_in_each_state", modes::drop_modal_in_each_state),
+    ("reinit_inside_release", modes::reinit_inside_release),
+    ("many_switch_at_once", modes::many_switch_at_once),
+    ("transitions_race", modes::transitions_race),
+    ("freeze_and_thaw", modes::freeze_and_thaw),
     ("no_leak_in_bulk", no_leak_in_bulk),
     ("stress", stress),
 ];
@@ -178,6 +198,8 @@ struct Events {
     confirmed: Counter,
     released: Counter,
     dropped: Counter,
+    /// Confirmations of a switch.
+    switched: Counter,
     /// Confirmations that came before their grace period was over.
     early: Counter,
     /// Events that came in a wrong order.
@@ -246,6 +268,14 @@ impl Thing {
             self.events.disorder.inc();
         }
         self.events.confirmed.inc();
+    }
+
+    /// To be given to `switch_to_atomic()`.
+    fn switched(&self) {
+        if !self.is_alive() {
+            self.events.disorder.inc();
+        }
+        self.events.switched.inc();
     }
 }
 
