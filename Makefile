@@ -10,8 +10,15 @@ kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) $(modules_args)
 modules: check-kdir
 	+$(kbuild) modules
 
-# As with any external module; INSTALL_MOD_PATH and the like are passed on.
-modules_install clean:
+# As with any external module; INSTALL_MOD_PATH and the like are passed on. Besides, modules that are
+# to use the library are built against these files.
+modules_install: libdir = $(INSTALL_MOD_PATH)/lib/modules/$(release)/updates/rust_percpu_ref
+modules_install: release = $(shell cat '$(KDIR)/include/config/kernel.release')
+modules_install:
+	+$(kbuild) $@
+	install -D -m 644 -t '$(libdir)' $(addprefix $(or $(MO),.)/,libpercpu_ref.rmeta Module.symvers)
+
+clean:
 	+$(kbuild) $@
 
 check-kdir:
@@ -23,10 +30,14 @@ run:
 test:
 	@scripts/test $(TARGETS)
 
+doc:
+	@scripts/doc
+
 help:
 	@echo 'make run              boot a kernel with the modules, from nothing; needs Debian and root'
 	@echo 'make test             all tests, on all targets or on TARGETS="..."'
+	@echo 'make doc              the documentation, as HTML'
 	@echo 'make KDIR=<tree>      the modules, against a kernel tree of yours'
 	@echo 'make KDIR=<tree> modules_install, make KDIR=<tree> clean'
 
-.PHONY: modules modules_install clean check-kdir run test help
+.PHONY: modules modules_install clean check-kdir run test doc help

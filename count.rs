@@ -46,7 +46,7 @@ use kernel::{
     bindings,
     container_of,
     do_once_lite,
-    pr_err_once,
+    fmt,
     pr_warn_once,
     prelude::*,
     sync::{
@@ -422,8 +422,15 @@ impl Count {
     #[cold]
     fn saturate(&self) {
         self.atomic.store(SATURATED, Relaxed);
-        pr_err_once!("percpu_ref: saturated; leaking memory\n");
-        do_once_lite! { warn_on!(true); }
+        do_once_lite! { self.report(format_args!("saturated")); }
+    }
+
+    /// Says that the object is leaked, and why, with a stack trace.
+    fn report(&self, why: fmt::Arguments<'_>) {
+        let running = self.class.enter();
+        let name = running.as_ref().map_or("(unloaded)", |running| (running.ops().name)());
+        pr_err!("{name}: {why}; leaking memory\n");
+        warn_on!(true);
     }
 
     /// Ends a life of the object.
@@ -583,7 +590,11 @@ impl Count {
     /// owns it, and the initial reference.
     fn close(&self, this: NonNull<Self>, confirm: *mut c_void, take_bias: bool) {
         if take_bias {
-            self.update(|old| if is_open(old) { old - BIAS } else { SATURATED });
+            // The counters are added, and the initial reference is there.
+            self.update(|old| match old.checked_sub(BIAS) {
+                Some(references) if is_open(old) => references,
+                _ => SATURATED,
+            });
         }
         // SAFETY: The initial reference is there, so the count is not zero.
         unsafe { self.switch() }.confirm_kill.store(ptr::null_mut(), Relaxed);
@@ -918,13 +929,13 @@ unsafe impl RcuPointer for Callback {
         unsafe { rust_percpu_ref_pr_debug_sum(global, percpu) };
         if new(global) == SATURATED && is_valid(global) {
             let global = global.wrapping_sub(BIAS) as i64;
-            pr_err!(
-                "percpu_ref: {} references after the switch to atomic mode: global {global} percpu \
-                 {}; leaking memory\n",
-                global.wrapping_add(percpu as i64),
-                percpu as i64
-            );
-            do_once_lite! { warn_on!(true); }
+            do_once_lite! {
+                count.report(format_args!(
+                    "{} references after the switch to atomic mode: global {global} percpu {}",
+                    global.wrapping_add(percpu as i64),
+                    percpu as i64
+                ));
+            }
         }
 
         count.confirm(this, switch.confirm.xchg(ptr::null_mut(), Relaxed));

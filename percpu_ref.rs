@@ -93,6 +93,9 @@
 //! [`switch_to_atomic`]: PercpuRef::switch_to_atomic
 //! [`switch_to_percpu`]: PercpuRef::switch_to_percpu
 
+// Kbuild says so to rustc, but not to rustdoc.
+#![cfg_attr(any(doc, doctest), no_std)]
+
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,

@@ -80,6 +80,10 @@ module! {
             default: 2,
             description: "Seconds of stress at least, 1 to 86400",
         },
+        provoke: bool {
+            default: false,
+            description: "Run the cases that provoke warnings, and those alone",
+        },
     },
 }
 
@@ -111,6 +115,7 @@ type Case = (&'static str, fn() -> Result<Outcome>);
 
 const CASES: &[Case] = &[
     ("percpu_local_operations", percpu_local_operations),
+    ("percpu_local_as_in_c", percpu_local_as_in_c),
     ("percpu_local_on_each_cpu", percpu_local_on_each_cpu),
     ("percpu_values", percpu_values),
     ("percpu_init_rolls_back", percpu_init_rolls_back),
@@ -148,16 +153,27 @@ const CASES: &[Case] = &[
     ("stress", stress),
 ];
 
+/// These end with warnings in the log, and leak.
+const PROVOKING_CASES: &[Case] = &[
+    ("overflow_leaks", references::overflow_leaks),
+    ("underflow_leaks", references::underflow_leaks),
+];
+
 impl kernel::Module for Tests {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         check_parameter("threads", module_parameters::threads.value(), 64)?;
         check_parameter("seconds", module_parameters::seconds.value(), 86400)?;
 
+        let (suite, cases) = if module_parameters::provoke.value() {
+            ("2 provoked", PROVOKING_CASES)
+        } else {
+            ("1 percpu_ref", CASES)
+        };
         pr_info!("    KTAP version 1\n");
-        pr_info!("    # Subtest: percpu_ref\n");
-        pr_info!("    1..{}\n", CASES.len());
+        pr_info!("    # Subtest: {}\n", &suite[2..]);
+        pr_info!("    1..{}\n", cases.len());
         let mut failed = 0;
-        for (number, (name, run)) in (1..).zip(CASES) {
+        for (number, (name, run)) in (1..).zip(cases) {
             match run() {
                 Ok(Passed) => pr_info!("    ok {number} {name}\n"),
                 Ok(Skipped(why)) => pr_info!("    ok {number} {name} # SKIP {why}\n"),
@@ -168,10 +184,10 @@ impl kernel::Module for Tests {
             }
         }
         if failed == 0 {
-            pr_info!("ok 1 percpu_ref\n");
+            pr_info!("ok {suite}\n");
             Ok(Self)
         } else {
-            pr_info!("not ok 1 percpu_ref\n");
+            pr_info!("not ok {suite}\n");
             Err(EIO)
         }
     }
@@ -402,6 +418,66 @@ fn percpu_local_operations() -> Result<Outcome> {
     }
 
     operations!(u8 i8 u16 i16 u32 i32 u64 i64 usize isize);
+    Ok(Passed)
+}
+
+extern "C" {
+    fn percpu_ref_test_this_cpu(bits: c_uint, op: c_uint, a: u64, b: u64) -> u64;
+}
+
+/// Rows of every operation, at every width, on the same numbers as in C: what is returned and what
+/// is left must be the same.
+fn percpu_local_as_in_c() -> Result<Outcome> {
+    macro_rules! compare {
+        ($($int:ident)*) => {$({
+            let local = PerCpu::<Local<$int>>::zeroed(GFP_KERNEL)?;
+            // SAFETY: Has no requirements.
+            let c = |op, a: $int, b: $int| unsafe {
+                percpu_ref_test_this_cpu($int::BITS, op, a as u64, b as u64) as $int
+            };
+            // As in the generator of Knuth's MMIX.
+            let mut seed = 1u64;
+            let mut number = || {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                match seed >> 61 {
+                    0 => 0,
+                    1 => $int::MAX,
+                    2 => $int::MIN,
+                    _ => (seed >> 16) as $int,
+                }
+            };
+
+            // Both are to find the same CPU all the time.
+            let guard = PreemptGuard::new();
+            for _ in 0..100 {
+                let (a, b, d) = (number(), number(), number());
+                local.write(a);
+                c(0, a, 0);
+                check!(local.read() == c(1, 0, 0));
+                local.add(b);
+                c(2, b, 0);
+                check!(local.read() == c(1, 0, 0));
+                local.sub(d);
+                c(3, d, 0);
+                check!(local.read() == c(1, 0, 0));
+                local.inc();
+                c(4, 0, 0);
+                check!(local.read() == c(1, 0, 0));
+                local.dec();
+                local.dec();
+                c(5, 0, 0);
+                c(5, 0, 0);
+                check!(local.add_return(a) == c(6, a, 0));
+                check!(local.xchg(d) == c(7, d, 0));
+                let expected = if b % 2 == 0 { d } else { a };
+                check!(local.cmpxchg(expected, b).unwrap_or_else(|found| found) == c(8, expected, b));
+                check!(local.read() == c(1, 0, 0));
+            }
+            drop(guard);
+        })*};
+    }
+
+    compare!(u8 i8 u16 i16 u32 i32 u64 i64 usize isize);
     Ok(Passed)
 }
 

@@ -80,6 +80,27 @@ cached() {
 	printf '%-60s%6s\n' "$1" "cached"
 }
 
+# report NAME LOG COMMAND...: runs a command or function as a test case, and shows its result.
+passed=0 failed=0
+report() {
+	local name=$1 log=$2
+	shift 2
+	if ("$@") > "$log" 2>&1; then
+		passed=$((passed + 1))
+		echo "ok $name"
+	else
+		failed=$((failed + 1))
+		echo "not ok $name"
+		tail -n 30 "$log" | sed 's/^/    /'
+	fi
+}
+
+# report_end: ends with the counts, and fails if a case did.
+report_end() {
+	echo "$passed passed, $failed failed, 0 skipped"
+	[ $failed -eq 0 ]
+}
+
 # in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
 # at /project and /cache. The mounts go with the command.
 in_root() {
@@ -93,4 +114,27 @@ in_root() {
 		mount --rbind /dev "$root/dev"
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
 			"$@"' sh "$cache/root" "$project" "$cache" "$@"
+}
+
+# in_crate TARGET TOOL ARGUMENT...: runs rustc or a tool that takes the same options as Kbuild would
+# for a module that uses the library, which has been built for the target.
+in_crate() {
+	local modules=/project/build/$1/modules command
+	command=$(sed -n 's/^savedcmd_[^ ]* := \(.*\) rustc \(.*\) --out-dir .*/\1 '"$2"' \2/p' \
+		"$project/build/$1/modules/.percpu_ref_test.o.cmd")
+	shift 2
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	in_root sh -c 'export RUSTC_BOOTSTRAP=1; cd "$1"; command=$2; shift 2; eval "$command \"\$@\""' \
+		sh "$modules" "$command" "$@"
+}
+
+# make_modules TARGET GOAL [VARIABLE=VALUE...]: make, as a user would call it in the project, with the
+# results in build/TARGET/modules.
+make_modules() {
+	local target=$1
+	shift
+	describe_target "$target"
+	# shellcheck disable=SC2086
+	in_root make -C /project -j"$(nproc)" KDIR="/cache/$target/build" \
+		MO="/project/build/$target/modules" $make_args "$@"
 }

@@ -340,3 +340,53 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
     }
     Ok(Passed)
 }
+
+/// Gets more references than there may be: the object is there for ever after.
+pub(super) fn overflow_leaks() -> Result<Outcome> {
+    const MANY: usize = 1 << 60;
+
+    for atomic in [false, true] {
+        let (thing, events) = Thing::new()?;
+        let thing = PercpuRef::from(UniquePercpuRef::new_reinit(thing, GFP_KERNEL)?);
+        if atomic {
+            thing.switch_to_atomic_sync();
+        }
+        let guard = thing.try_get().ok_or(EIO)?;
+        let one = guard.get_many(MANY);
+        let two = guard.get_many(MANY - 64);
+        // Who may fail, does so, and nothing is changed by it.
+        check!(thing.try_get_many(MANY).is_none());
+        check!(thing.try_get_many(usize::MAX).is_none());
+        check!(thing.try_get().is_some());
+        // Who may not, goes too far.
+        let three = guard.get_many(MANY);
+
+        check!(thing.kill());
+        rcu::barrier();
+        check!(thing.try_get().is_none() && !thing.is_zero());
+        drop((one, two, three));
+        drop(guard.clone());
+        drop(guard);
+        check!(!thing.is_zero() && events.released.get() == 0);
+        drop(thing);
+        check!(events.dropped.get() == 0);
+    }
+    Ok(Passed)
+}
+
+/// More references are put than were got, which takes `unsafe`: the kill finds out and leaks.
+pub(super) fn underflow_leaks() -> Result<Outcome> {
+    let (thing, events) = Thing::shared()?;
+    let guard = thing.try_get().ok_or(EIO)?.into_foreign();
+    for _ in 0..3 {
+        // SAFETY: None. The second one is one too many.
+        drop(unsafe { PercpuRefGuard::<Thing>::from_foreign(guard) });
+    }
+    check!(kill_checked(&thing));
+    wait_for(|| events.confirmed.get() == 1)?;
+    rcu::barrier();
+    check!(!thing.is_zero() && thing.try_get().is_none());
+    drop(thing);
+    check!(events.released.get() == 0 && events.dropped.get() == 0);
+    Ok(Passed)
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The right to cancel ends with sharing: it goes where the unshared reference goes.
+//!
+//! error[E0382]
+
+use kernel::prelude::*;
+use percpu_ref::{
+    Counted,
+    PercpuRef,
+    UniquePercpuRef, //
+};
+
+struct Queue {
+    depth: u32,
+}
+
+impl Counted for Queue {}
+
+pub fn set_up() -> Result<PercpuRef<Queue>> {
+    let unique = UniquePercpuRef::new(Queue { depth: 1 }, GFP_KERNEL)?;
+    let _ = unique.depth;
+    let shared = PercpuRef::from(unique);
+    #[cfg(misuse)]
+    unique.cancel_init();
+    Ok(shared)
+}

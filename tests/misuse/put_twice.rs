@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A put is the end of the guard, so there is none to be put again.
+//!
+//! error[E0382]
+
+use percpu_ref::{
+    Counted,
+    PercpuRefGuard, //
+};
+
+struct Queue;
+
+impl Counted for Queue {}
+
+pub fn done(request: PercpuRefGuard<Queue>) {
+    let more = request.clone();
+    drop(request);
+    #[cfg(misuse)]
+    drop(request);
+    drop(more);
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is given to RCU comes back after its maker may have returned.
+//!
+//! error[E0521]
+
+use kernel::prelude::*;
+use percpu_ref::rcu::{
+    RcuBox,
+    RcuCallback, //
+};
+
+pub struct Route<'a> {
+    pub name: &'a str,
+}
+
+impl RcuCallback for Route<'static> {}
+
+#[cfg(misuse)]
+pub fn defer(name: &str) -> Result {
+    RcuBox::new(Route { name }, GFP_KERNEL)?.call();
+    Ok(())
+}
+
+#[cfg(not(misuse))]
+pub fn defer(name: &'static str) -> Result {
+    RcuBox::new(Route { name }, GFP_KERNEL)?.call();
+    Ok(())
+}

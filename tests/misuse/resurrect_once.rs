@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An object that lives once may be gone when it is to live again.
+//!
+//! error[E0599]
+
+use percpu_ref::{
+    Counted,
+    PercpuRef,
+    Reinit, //
+};
+
+pub struct Queue;
+
+impl Counted for Queue {}
+
+#[cfg(misuse)]
+type Queues = PercpuRef<Queue>;
+#[cfg(not(misuse))]
+type Queues = PercpuRef<Queue, Reinit>;
+
+pub fn change(queue: &Queues) {
+    let _ = queue.resurrect();
+}
+
+pub fn both(_: &PercpuRef<Queue, Reinit>) {}

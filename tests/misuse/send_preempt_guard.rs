@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Preemption is disabled on the CPU that took the guard, and on no other.
+//!
+//! error[E0277]
+
+use percpu_ref::percpu::PreemptGuard;
+
+fn on_other_thread<T: Send>(_: T) {}
+
+pub fn send() {
+    let guard = PreemptGuard::new();
+    #[cfg(misuse)]
+    on_other_thread(guard);
+    #[cfg(not(misuse))]
+    drop(guard);
+    on_other_thread(0);
+}

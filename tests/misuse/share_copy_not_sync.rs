@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An interrupt on this CPU may have the same reference, so the copies must be fit to be shared.
+//!
+//! error[E0599]
+
+use core::cell::Cell;
+use kernel::sync::atomic::Atomic;
+use percpu_ref::percpu::{
+    PerCpu,
+    PreemptGuard, //
+};
+
+#[cfg(misuse)]
+type Hits = Cell<u32>;
+#[cfg(not(misuse))]
+type Hits = Atomic<u32>;
+
+pub fn look(hits: &PerCpu<Hits>) {
+    let guard = PreemptGuard::new();
+    let _ = hits.get(&guard);
+}
+
+pub fn both(_: Cell<u32>, _: Atomic<u32>) {}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is given to RCU is RCU's.
+//!
+//! error[E0382]
+
+use percpu_ref::rcu::{
+    RcuBox,
+    RcuCallback, //
+};
+
+pub struct Route(pub u32);
+
+impl RcuCallback for Route {}
+
+pub fn defer(route: RcuBox<Route>) -> u32 {
+    let gateway = route.0;
+    route.call();
+    #[cfg(misuse)]
+    return route.0;
+    #[cfg(not(misuse))]
+    gateway
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The object is there as long as the guard is.
+//!
+//! error[E0505]
+
+use percpu_ref::{
+    Counted,
+    PercpuRefGuard, //
+};
+
+struct Queue {
+    depth: u32,
+}
+
+impl Counted for Queue {}
+
+pub fn done(request: PercpuRefGuard<Queue>) -> u32 {
+    let depth = &request.depth;
+    #[cfg(misuse)]
+    drop(request);
+    *depth
+}

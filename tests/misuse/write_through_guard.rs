@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Others have the same object: a guard only shares it.
+//!
+//! error[E0594]
+
+use percpu_ref::{
+    Counted,
+    PercpuRefGuard, //
+};
+
+pub struct Queue {
+    depth: u32,
+}
+
+impl Counted for Queue {}
+
+pub fn shrink(request: &mut PercpuRefGuard<Queue>) -> u32 {
+    #[cfg(misuse)]
+    {
+        request.depth = 1;
+    }
+    request.depth
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The this_cpu operations as C has them, for the Rust ones to be compared with.
+ */
+
+#include <linux/percpu.h>
+#include <linux/types.h>
+
+static DEFINE_PER_CPU(u8, var_8);
+static DEFINE_PER_CPU(u16, var_16);
+static DEFINE_PER_CPU(u32, var_32);
+static DEFINE_PER_CPU(u64, var_64);
+
+#define THIS_CPU(bits)								\
+static u64 this_cpu_##bits(unsigned int op, u64 a, u64 b)			\
+{										\
+	switch (op) {								\
+	case 0:									\
+		this_cpu_write(var_##bits, a);					\
+		return 0;							\
+	case 1:									\
+		return this_cpu_read(var_##bits);				\
+	case 2:									\
+		this_cpu_add(var_##bits, a);					\
+		return 0;							\
+	case 3:									\
+		this_cpu_sub(var_##bits, a);					\
+		return 0;							\
+	case 4:									\
+		this_cpu_inc(var_##bits);					\
+		return 0;							\
+	case 5:									\
+		this_cpu_dec(var_##bits);					\
+		return 0;							\
+	case 6:									\
+		return this_cpu_add_return(var_##bits, a);			\
+	case 7:									\
+		return this_cpu_xchg(var_##bits, a);				\
+	default:								\
+		return this_cpu_cmpxchg(var_##bits, a, b);			\
+	}									\
+}
+
+THIS_CPU(8)
+THIS_CPU(16)
+THIS_CPU(32)
+THIS_CPU(64)
+
+u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b);
+
+/* Does operation @op, of those above, on this CPU's variable of @bits. */
+u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)
+{
+	switch (bits) {
+	case 8:
+		return this_cpu_8(op, a, b);
+	case 16:
+		return this_cpu_16(op, a, b);
+	case 32:
+		return this_cpu_32(op, a, b);
+	default:
+		return this_cpu_64(op, a, b);
+	}
+}
