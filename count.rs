@@ -428,7 +428,9 @@ impl Count {
     /// Says that the object is leaked, and why, with a stack trace.
     fn report(&self, why: fmt::Arguments<'_>) {
         let running = self.class.enter();
-        let name = running.as_ref().map_or("(unloaded)", |running| (running.ops().name)());
+        let name = running
+            .as_ref()
+            .map_or("(unloaded)", |running| (running.ops().name)());
         pr_err!("{name}: {why}; leaking memory\n");
         warn_on!(true);
     }
@@ -597,7 +599,9 @@ impl Count {
             });
         }
         // SAFETY: The initial reference is there, so the count is not zero.
-        unsafe { self.switch() }.confirm_kill.store(ptr::null_mut(), Relaxed);
+        unsafe { self.switch() }
+            .confirm_kill
+            .store(ptr::null_mut(), Relaxed);
         self.confirm(this, confirm);
         self.set_idle(self.word.load(Relaxed));
     }
@@ -739,7 +743,14 @@ impl Count {
             self.set_idle(word);
             return Err(EBUSY);
         }
-        if self.update(|old| if old <= LIMIT { old + 1 + BIAS } else { SATURATED }) == 0 {
+        if self.update(|old| {
+            if old <= LIMIT {
+                old + 1 + BIAS
+            } else {
+                SATURATED
+            }
+        }) == 0
+        {
             // The last life has come to its end, so this one needs a hold of its own. `Relaxed`:
             // the handle has one, too, so nothing ends meanwhile.
             self.state.add(1, Relaxed);
@@ -839,7 +850,9 @@ impl Drop for Count {
 
         // Each counter, not their sum: a get here and a put there are a use, too.
         if self.atomic.load(Relaxed) != expected
-            || counters.iter_mut().any(|(_, counter)| *counter.get_mut() != 0)
+            || counters
+                .iter_mut()
+                .any(|(_, counter)| *counter.get_mut() != 0)
         {
             do_once_lite! { warn_on!(true); }
         }

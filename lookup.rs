@@ -10,14 +10,16 @@ use core::{
         NonNull, //
     },
 };
-use kernel::sync::atomic::{
-    Acquire,
-    Atomic,
-    Full, //
+use kernel::sync::{
+    atomic::{
+        Acquire,
+        Atomic,
+        Full, //
+    },
+    rcu::Guard, //
 };
 
 use crate::{
-    rcu::Guard,
     Counted,
     Inner,
     Kind,

@@ -109,6 +109,7 @@ use kernel::{
     alloc::Flags,
     pr_warn_once,
     prelude::*,
+    sync::rcu::Guard,
     time::Delta, //
 };
 
@@ -323,7 +324,10 @@ impl<T: Counted> UniquePercpuRef<T, Reinit> {
         Error: From<E>,
     {
         const {
-            assert!(!T::MAY_SLEEP, "the release of a Reinit reference runs at once");
+            assert!(
+                !T::MAY_SLEEP,
+                "the release of a Reinit reference runs at once"
+            );
         }
         Self::start(value, start, flags)
     }
@@ -499,7 +503,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// critical section, which saves him another one.
     #[doc(alias = "percpu_ref_tryget_live_rcu")]
     #[inline]
-    pub fn try_get_live_rcu(&self, section: &rcu::Guard) -> Option<PercpuRefGuard<T>> {
+    pub fn try_get_live_rcu(&self, section: &Guard) -> Option<PercpuRefGuard<T>> {
         if !self.count().try_get_live_rcu(section) {
             return None;
         }

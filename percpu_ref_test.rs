@@ -137,7 +137,10 @@ const CASES: &[Case] = &[
     ("drop_inside_release", drop_inside_release),
     ("batches", references::batches),
     ("batches_keep_apart", references::batches_keep_apart),
-    ("try_get_live_until_killed", references::try_get_live_until_killed),
+    (
+        "try_get_live_until_killed",
+        references::try_get_live_until_killed,
+    ),
     ("kill_and_wait", references::kill_and_wait),
     ("release_may_sleep", references::release_may_sleep),
     ("foreign_ownable", references::foreign_ownable),
@@ -427,6 +430,7 @@ extern "C" {
 
 /// Rows of every operation, at every width, on the same numbers as in C: what is returned and what
 /// is left must be the same.
+#[allow(clippy::cast_lossless)] // What is a plain cast for one type is none for another.
 fn percpu_local_as_in_c() -> Result<Outcome> {
     macro_rules! compare {
         ($($int:ident)*) => {$({

@@ -42,14 +42,10 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        global_lock, //
+        global_lock,
+        rcu::read_lock, //
     },
     types::Opaque, //
-};
-
-pub use kernel::sync::rcu::{
-    read_lock,
-    Guard, //
 };
 
 extern "C" {

@@ -127,7 +127,14 @@ const STATES: &[State] = &[
     ZeroAtomic,
 ];
 
-const ACTIONS: &[Action] = &[Kill, ToAtomic, ToAtomicSync, ToPerCpu, Resurrect, Action::Reinit];
+const ACTIONS: &[Action] = &[
+    Kill,
+    ToAtomic,
+    ToAtomicSync,
+    ToPerCpu,
+    Resurrect,
+    Action::Reinit,
+];
 
 /// Whether the action waits for what is under way in a passing state.
 fn waits(state: State, action: Action) -> bool {
@@ -220,7 +227,14 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
             false
         }
         Resurrect => {
-            check!(result == if state.is_dying() { 0 } else { -EINVAL.to_errno() });
+            check!(
+                result
+                    == if state.is_dying() {
+                        0
+                    } else {
+                        -EINVAL.to_errno()
+                    }
+            );
             state.is_dying()
         }
         Action::Reinit if !state.is_dying() => {
@@ -571,7 +585,10 @@ pub(super) fn transitions_race() -> Result<Outcome> {
     Arena::run(&arena, |arena, number| {
         match number % 5 {
             0 => {
-                if arena.gate.kill_and_confirm(|gate| gate.thing.events.confirmed.inc()) {
+                if arena
+                    .gate
+                    .kill_and_confirm(|gate| gate.thing.events.confirmed.inc())
+                {
                     arena.kills.inc();
                 }
             }
@@ -586,7 +603,9 @@ pub(super) fn transitions_race() -> Result<Outcome> {
                 }
                 arena.gate.switch_to_percpu();
             }
-            3 => arena.gate.switch_to_atomic(|gate| gate.thing.events.switched.inc()),
+            3 => arena
+                .gate
+                .switch_to_atomic(|gate| gate.thing.events.switched.inc()),
             _ => {
                 arena.gate.switch_to_atomic_sync();
                 arena.gate.switch_to_percpu();
@@ -599,7 +618,9 @@ pub(super) fn transitions_race() -> Result<Outcome> {
     let dying = arena.kills.get() - arena.resurrections.get();
     check!(dying == u32::from(arena.gate.is_dying()));
     if dying == 0 {
-        check!(arena.gate.kill_and_confirm(|gate| gate.thing.events.confirmed.inc()));
+        check!(arena
+            .gate
+            .kill_and_confirm(|gate| gate.thing.events.confirmed.inc()));
         arena.kills.inc();
     }
     arena.gate.wait_released();

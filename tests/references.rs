@@ -6,6 +6,7 @@ use super::*;
 
 use kernel::{
     current,
+    sync::rcu::read_lock,
     types::ForeignOwnable, //
 };
 use percpu_ref::{
@@ -77,7 +78,10 @@ pub(super) fn batches_keep_apart() -> Result<Outcome> {
 
     // References to different objects do not mix.
     let others = ones.merge(others).err().ok_or(EIO)?;
-    let guard = ones.put_back(other.try_get().ok_or(EIO)?).err().ok_or(EIO)?;
+    let guard = ones
+        .put_back(other.try_get().ok_or(EIO)?)
+        .err()
+        .ok_or(EIO)?;
     drop(guard);
     check!(ones.len() == 10 && others.len() == 5);
 
@@ -85,7 +89,13 @@ pub(super) fn batches_keep_apart() -> Result<Outcome> {
     let mut empty = one.try_get_many(0).ok_or(EIO)?;
     check!(empty.is_empty() && empty.take().is_none() && empty.value().is_none());
     check!(empty.merge(ones).is_ok());
-    check!(empty.put_back(PercpuRefBatch::from(one.try_get().ok_or(EIO)?).take().ok_or(EIO)?).is_ok());
+    check!(empty
+        .put_back(
+            PercpuRefBatch::from(one.try_get().ok_or(EIO)?)
+                .take()
+                .ok_or(EIO)?
+        )
+        .is_ok());
     check!(empty.len() == 11);
 
     check_ended_by_two(one, &one_events, empty, other, &other_events, others)?;
@@ -117,7 +127,7 @@ fn check_ended_by_two(
 pub(super) fn try_get_live_until_killed() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     check!(thing.try_get_live().is_some());
-    check!(thing.try_get_live_rcu(&rcu::read_lock()).is_some());
+    check!(thing.try_get_live_rcu(&read_lock()).is_some());
     check!(!thing.is_zero() && !thing.is_dying());
 
     let guard = {
@@ -126,7 +136,7 @@ pub(super) fn try_get_live_until_killed() -> Result<Outcome> {
         check!(kill_checked(&thing));
         check!(thing.is_dying() && !thing.is_zero());
         check!(thing.try_get_live().is_none());
-        check!(thing.try_get_live_rcu(&rcu::read_lock()).is_none());
+        check!(thing.try_get_live_rcu(&read_lock()).is_none());
         thing.try_get().ok_or(EIO)?
     };
     wait_for(|| events.confirmed.get() == 1)?;
@@ -287,7 +297,7 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
             while shared.stop.load(Acquire) == 0 {
                 turn = turn.wrapping_add(1);
                 let found = {
-                    let section = rcu::read_lock();
+                    let section = read_lock();
                     if turn % 2 == 0 {
                         shared.place.try_get(&section)
                     } else {

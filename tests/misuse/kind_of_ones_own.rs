@@ -4,8 +4,6 @@
 //!
 //! error[E0277]
 
-
-
 pub enum Immortal {}
 
 #[cfg(misuse)]

@@ -4,8 +4,8 @@
 //!
 //! error[E0061]
 
+use kernel::sync::rcu::read_lock;
 use percpu_ref::{
-    rcu,
     Counted,
     PercpuRefGuard,
     RcuPercpuRef, //
@@ -19,5 +19,5 @@ pub fn find(place: &RcuPercpuRef<Route>) -> Option<PercpuRefGuard<Route>> {
     #[cfg(misuse)]
     return place.try_get();
     #[cfg(not(misuse))]
-    place.try_get(&rcu::read_lock())
+    place.try_get(&read_lock())
 }
