@@ -123,6 +123,8 @@ const HOLDS: usize = (1 << 24) - 1;
 const REINIT: usize = 1 << 24;
 /// In [`Count::state`]: the object outlived its module and must stay in memory.
 const LEAKED: usize = 1 << 25;
+/// In [`Count::state`]: RCU readers may come upon the object.
+const PUBLISHED: usize = 1 << 26;
 
 /// How a count begins.
 #[derive(Clone, Copy, PartialEq)]
@@ -161,8 +163,8 @@ pub(crate) enum Start {
 /// - [`DEAD`] is set in each life once, by the one who owns the initial reference from then on, and
 ///   passes it to who closes the reference.
 /// - `class` has this object in its count until the object is dropped.
-/// - The memory that the count is in came from `kmalloc()`. It is freed, after a grace period, by
-///   whoever takes away the last of [`HOLDS`], unless it is [`LEAKED`].
+/// - The memory that the count is in came from `kmalloc()`. It is freed by whoever takes away the
+///   last of [`HOLDS`], if it is [`PUBLISHED`] after a grace period, and not if it is [`LEAKED`].
 pub(crate) struct Count {
     /// The address of the per-CPU counters, and flags.
     word: Atomic<usize>,
@@ -492,14 +494,30 @@ impl Count {
             return;
         }
 
-        // After a grace period, for those who found the object by way of RCU, and learn from the
+        if state & PUBLISHED == 0 {
+            // SAFETY: By the type invariant, the memory came from `kmalloc()`.
+            unsafe { bindings::kfree(this.as_ptr().cast()) };
+            return;
+        }
+        // After a grace period, for those who came upon the object by way of RCU, and learn from the
         // `word` and the `atomic` that they came too late.
         //
-        // SAFETY: By the type invariant, the memory came from `kmalloc()`. Neither of the two uses of
-        // `phase` goes on, and it has room for a head.
+        // SAFETY: As above. Neither of the two uses of `phase` goes on, and it has room for a head.
         unsafe {
             let head = &raw mut (*this.as_ptr()).phase;
             rust_percpu_ref_kvfree_call_rcu(head.cast(), this.as_ptr().cast());
+        }
+    }
+
+    /// Lets RCU readers come upon the object. The caller has the handle.
+    pub(crate) fn publish(&self) {
+        // `Relaxed`: who takes away the last hold does so by an operation on the same variable.
+        let mut state = self.state.load(Relaxed);
+        while state & PUBLISHED == 0 {
+            match self.state.cmpxchg(state, state | PUBLISHED, Relaxed) {
+                Ok(_) => break,
+                Err(found) => state = found,
+            }
         }
     }
 

@@ -97,7 +97,8 @@ impl<T: Counted> Drop for PercpuRefGuard<T> {
     /// once, dropped.
     ///
     /// Any context but NMI, if it is not the last one. The last one does what `T`'s release and drop
-    /// do. What was done with the object before is visible to its release.
+    /// do, and frees memory, which PREEMPT_RT does not allow in a hard interrupt or with preemption
+    /// disabled. What was done with the object before is visible to its release.
     #[doc(alias = "percpu_ref_put")]
     #[inline]
     fn drop(&mut self) {

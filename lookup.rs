@@ -32,11 +32,11 @@ use crate::{
 ///
 /// A reader inside an RCU read-side critical section may come upon an object that has just been
 /// replaced, killed, even released. He gets no reference then; the memory that he learns this from
-/// is freed a grace period later.
+/// is freed only after a grace period, even if the object was taken out again long before its end.
 ///
 /// # Invariants
 ///
-/// `inner` is null, or came from a [`PercpuRef`] that this owns.
+/// `inner` is null, or came from a [`PercpuRef`] that this owns, with a count that is published.
 ///
 /// # Examples
 ///
@@ -110,8 +110,9 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         // `Acquire` pairs with the `Full` in `replace()`: the object is seen as it was made.
         let inner = NonNull::new(self.inner.load(Acquire))?;
 
-        // `Count::end()` frees the memory a grace period after the last hold, and the hold was here
-        // at some time in the critical section. `word` and `atomic` stay as they are until then.
+        // `Count::end()` frees the memory a grace period after the last hold, since it is published,
+        // and its hold was here at some time in the critical section. `word` and `atomic` stay as
+        // they are until then.
         Some(ManuallyDrop::new(PercpuRef {
             inner,
             _kind: PhantomData,
@@ -125,7 +126,10 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// and get references unless it is killed.
     #[doc(alias("rcu_replace_pointer", "rcu_assign_pointer"))]
     pub fn replace(&self, new: Option<PercpuRef<T, K>>) -> Option<PercpuRef<T, K>> {
-        let new = new.map_or(ptr::null_mut(), |new| ManuallyDrop::new(new).inner.as_ptr());
+        let new = new.map_or(ptr::null_mut(), |new| {
+            new.count().publish();
+            ManuallyDrop::new(new).inner.as_ptr()
+        });
 
         // INVARIANT: The new one is owned from here on, and the old one no more.
         let old = NonNull::new(self.inner.xchg(new, Full))?;

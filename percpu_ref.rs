@@ -21,8 +21,8 @@
 //! | confirmed | a grace period | fails | [`Counted::release`], then `T` is dropped |
 //!
 //! An unshared one can be taken back ([`UniquePercpuRef::cancel_init`]); from sharing on, the only
-//! way is forward through this table. The memory is freed a grace period after `T` is dropped and
-//! the [`PercpuRef`], too.
+//! way is forward through this table. The memory is freed when `T` is dropped and the
+//! [`PercpuRef`], too; if it was ever in an [`RcuPercpuRef`], a grace period later.
 //!
 //! # More than one life
 //!
@@ -667,7 +667,8 @@ impl<T: Counted, K: Kind> Drop for PercpuRef<T, K> {
     ///
     /// Any context but NMI for an object that lives [`Once`]. For a [`Reinit`] one, any that
     /// [`Counted::release`] and the object's `Drop` may run in: if there are no references, both may
-    /// happen in here.
+    /// happen in here. After the release, this frees memory, which PREEMPT_RT does not allow in a hard
+    /// interrupt or with preemption disabled.
     #[doc(alias = "percpu_ref_exit")]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.

@@ -398,10 +398,12 @@ pub(super) fn drop_modal_in_each_state() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Brings itself back to life in its release, twice, and then lets go of itself there.
+/// Brings itself back to life in its release, and in the end lets go of itself there, unless that
+/// may be inside a call that still borrows the reference.
 struct Phoenix {
     own: Atomic<*mut Own>,
     lives: Atomic<u32>,
+    borrowed: bool,
     thing: Thing,
 }
 
@@ -417,7 +419,7 @@ impl Counted for Phoenix {
             if own.reinit().is_err() || own.try_get_live().is_none() || !own.kill() {
                 self.thing.events.disorder.inc();
             }
-        } else {
+        } else if !self.borrowed {
             // SAFETY: Nobody else uses the box any more.
             drop(unsafe { KBox::from_raw(own) });
             if !self.thing.is_alive() {
@@ -427,29 +429,70 @@ impl Counted for Phoenix {
     }
 }
 
+/// Makes a reference to a [`Phoenix`] of so many lives that knows itself.
+fn phoenix(lives: u32, atomic: bool) -> Result<(*mut Own, Arc<Events>)> {
+    let (thing, events) = Thing::new()?;
+    let phoenix = Phoenix {
+        own: Atomic::new(core::ptr::null_mut()),
+        lives: Atomic::new(lives),
+        borrowed: atomic,
+        thing,
+    };
+    let own = Own::from(if atomic {
+        UniquePercpuRef::new_atomic(phoenix, GFP_KERNEL)?
+    } else {
+        UniquePercpuRef::new_reinit(phoenix, GFP_KERNEL)?
+    });
+    let guard = own.try_get().ok_or(EIO)?;
+    let own = KBox::into_raw(KBox::new(own, GFP_KERNEL)?);
+    guard.own.store(own, Release);
+    Ok((own, events))
+}
+
+/// Drops the reference of one that does not by itself.
+fn end_phoenix(own: *mut Own, atomic: bool) {
+    if atomic {
+        // SAFETY: It came from the box in `phoenix()`, and nobody else uses it any more.
+        drop(unsafe { KBox::from_raw(own) });
+    }
+}
+
 /// Whatever a release does to its own reference, nothing is locked: in per-CPU mode it runs in the
 /// callback, in atomic mode, inside the kill.
 pub(super) fn reinit_inside_release() -> Result<Outcome> {
     for atomic in [false, true] {
-        let (thing, events) = Thing::new()?;
-        let phoenix = Phoenix {
-            own: Atomic::new(core::ptr::null_mut()),
-            lives: Atomic::new(3),
-            thing,
-        };
-        let own = Own::from(if atomic {
-            UniquePercpuRef::new_atomic(phoenix, GFP_KERNEL)?
-        } else {
-            UniquePercpuRef::new_reinit(phoenix, GFP_KERNEL)?
-        });
-        let guard = own.try_get().ok_or(EIO)?;
-        let own = KBox::into_raw(KBox::new(own, GFP_KERNEL)?);
-        guard.own.store(own, Release);
-        drop(guard);
-
+        let (own, events) = phoenix(3, atomic)?;
         // SAFETY: The box is there: nobody else has killed it, so there was no release.
         unsafe { &*own }.kill();
+        end_phoenix(own, atomic);
         check_end(&events, 0, 3)?;
+    }
+    Ok(Passed)
+}
+
+/// The confirmation of a switch kills, which is a kill at the very end of a transition. Then the
+/// confirmation of that kill tries to kill once more.
+pub(super) fn kill_inside_confirmation() -> Result<Outcome> {
+    fn kill(phoenix: &Phoenix) -> bool {
+        // SAFETY: The box is there, as there was no release.
+        unsafe { &*phoenix.own.load(Acquire) }.kill_and_confirm(|phoenix| {
+            phoenix.thing.confirm();
+            if kill(phoenix) {
+                phoenix.thing.events.disorder.inc();
+            }
+        })
+    }
+
+    for atomic in [false, true] {
+        let (own, events) = phoenix(1, atomic)?;
+        // SAFETY: The box is there, as there was no release.
+        unsafe { &*own }.switch_to_atomic(|phoenix| {
+            if !kill(phoenix) {
+                phoenix.thing.events.disorder.inc();
+            }
+        });
+        end_phoenix(own, atomic);
+        check_end(&events, 1, 1)?;
     }
     Ok(Passed)
 }

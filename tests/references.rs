@@ -351,6 +351,40 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
     Ok(Passed)
 }
 
+/// Memory that a reader may have come upon is not used for something else before he is done.
+pub(super) fn memory_outlives_section() -> Result<Outcome> {
+    let (thing, events) = Thing::new()?;
+    let unique = UniquePercpuRef::new(thing, GFP_KERNEL)?;
+    let address = core::ptr::from_ref(&*unique);
+    let place = RcuPercpuRef::from(PercpuRef::from(unique));
+    let old = place.replace(None).ok_or(EIO)?;
+    old.kill_and_wait();
+    // All callbacks are done, so that nothing but the section keeps the memory.
+    rcu::barrier();
+    place.replace(Some(old));
+
+    let mut new = KVec::with_capacity(50, GFP_KERNEL)?;
+    {
+        let section = read_lock();
+        check!(place.try_get(&section).is_none());
+        drop(place.replace(None));
+        // A slab gives out first what came back last.
+        while new.len() < new.capacity() {
+            let thing = Thing {
+                events: events.clone(),
+                canary: Atomic::new(ALIVE),
+                before_kill: Atomic::new(0),
+            };
+            THINGS.add(1, Relaxed);
+            new.push(UniquePercpuRef::new(thing, GFP_ATOMIC)?, GFP_ATOMIC)?;
+        }
+        check!(new.iter().all(|unique| !core::ptr::eq(address, &**unique)));
+    }
+    drop(new);
+    check!(THINGS.load(Relaxed) == 0);
+    Ok(Passed)
+}
+
 /// Gets more references than there may be: the object is there for ever after.
 pub(super) fn overflow_leaks() -> Result<Outcome> {
     const MANY: usize = 1 << 60;
