@@ -598,8 +598,9 @@ impl Arena {
         }
     }
 
-    /// Runs `tasks` on all CPUs, two threads each, and `pass` besides, for a while.
-    fn run(this: &Arc<Self>, task: fn(&Self, usize)) -> Result {
+    /// Runs `task` on all CPUs, two threads each, and `pass` besides, for a second at least and until
+    /// it is `enough`.
+    fn run(this: &Arc<Self>, task: fn(&Self, usize), enough: fn(&Self) -> bool) -> Result {
         let mut threads = KVec::new();
         for (number, cpu) in online_cpus().enumerate() {
             let arena = this.clone();
@@ -614,10 +615,11 @@ impl Arena {
                 threads.push(thread, GFP_KERNEL)?;
             }
         }
-        fsleep(Delta::from_millis(1500));
+        fsleep(Delta::from_millis(1000));
+        let result = wait_for(|| enough(this));
         this.stop.store(1, Release);
         drop(threads);
-        Ok(())
+        result
     }
 }
 
@@ -625,7 +627,7 @@ impl Arena {
 /// the count is right, and of kills and resurrections there were as many as each said.
 pub(super) fn transitions_race() -> Result<Outcome> {
     let (arena, events) = Arena::new()?;
-    Arena::run(&arena, |arena, number| {
+    let race = |arena: &Arena, number: usize| {
         match number % 5 {
             0 => {
                 if arena
@@ -655,9 +657,11 @@ pub(super) fn transitions_race() -> Result<Outcome> {
             }
         }
         fsleep(Delta::from_micros(100 + 37 * number as i64));
+    };
+    Arena::run(&arena, race, |arena| {
+        arena.passed.get() > 1000 && arena.kills.get() > 20
     })?;
 
-    check!(arena.passed.get() > 100 && arena.kills.get() > 20);
     let dying = arena.kills.get() - arena.resurrections.get();
     check!(dying == u32::from(arena.gate.is_dying()));
     if dying == 0 {
@@ -686,7 +690,7 @@ pub(super) fn transitions_race() -> Result<Outcome> {
 /// while it is frozen, nobody is inside.
 pub(super) fn freeze_and_thaw() -> Result<Outcome> {
     let (arena, events) = Arena::new()?;
-    Arena::run(&arena, |arena, number| {
+    let freeze = |arena: &Arena, number: usize| {
         let levels = 1 + number % 3;
         for _ in 0..levels {
             let mut depth = arena.depth.lock();
@@ -719,11 +723,13 @@ pub(super) fn freeze_and_thaw() -> Result<Outcome> {
                 arena.resurrections.inc();
             }
         }
-        fsleep(Delta::from_micros(1000 + 531 * number as i64));
+        fsleep(Delta::from_micros(2000 + 1531 * number as i64));
+    };
+    Arena::run(&arena, freeze, |arena| {
+        arena.passed.get() > 1000 && arena.kills.get() > 5
     })?;
 
     check!(arena.errors.get() == 0);
-    check!(arena.passed.get() > 0 && arena.kills.get() > 3);
     check!(arena.kills.get() == arena.resurrections.get());
     check!(arena.gate.kill_and_wait());
     check!(events.released.get() == arena.kills.get() + 1);
