@@ -80,12 +80,13 @@ cached() {
 	printf '%-60s%6s\n' "$1" "cached"
 }
 
-# report NAME LOG COMMAND...: runs a command or function as a test case, and shows its result.
+# report NAME LOG COMMAND...: runs a command or function as a test case of a minute at most, and shows
+# its result.
 passed=0 failed=0
 report() {
 	local name=$1 log=$2
 	shift 2
-	if ("$@") > "$log" 2>&1; then
+	if timeout --kill-after=10 60 bash -euo pipefail -c '"$@"' report "$@" > "$log" 2>&1; then
 		passed=$((passed + 1))
 		echo "ok $name"
 	else
