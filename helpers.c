@@ -144,7 +144,7 @@ void rust_percpu_ref_wait_var_zero_timeout(unsigned long *var, unsigned int ms)
 
 struct workqueue_struct *rust_percpu_ref_alloc_workqueue(void)
 {
-	return alloc_workqueue("percpu_ref", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	return alloc_workqueue("percpu_ref", WQ_UNBOUND, 0);
 }
 
 void rust_percpu_ref_queue_work(struct workqueue_struct *wq, struct work_struct *work,

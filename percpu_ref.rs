@@ -177,7 +177,8 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// Runs when the last reference is gone. If the object lives [`Once`], it is then dropped.
     ///
     /// It runs exactly once in each life of a shared object, but not at all if the module that made
-    /// the object is gone by then (see [Unloading](crate#unloading)). Nothing of the library is
+    /// the object is gone by then (see [Unloading](crate#unloading)). If somebody resurrects the
+    /// object meanwhile, the next life may begin before this has returned. Nothing of the library is
     /// locked, and preemption is not disabled by it. Whatever may be done with the reference may be
     /// done in here, too; but who waits for this release waits for himself.
     ///
@@ -532,8 +533,9 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// What was done with a reference before is not thereby finished: others may hold theirs on.
     ///
     /// `confirm` runs in softirq, or in a kernel thread of RCU's with bottom halves disabled, or in
-    /// atomic mode, in here; always in an RCU read-side critical section. It must not sleep. It
-    /// captures nothing, for a kill allocates nothing; what it needs is to be in the object.
+    /// atomic mode, in here; always in an RCU read-side critical section. It must not sleep, nor
+    /// switch or resurrect this reference, which would wait for it. It captures nothing, for a kill
+    /// allocates nothing; what it needs is to be in the object.
     ///
     /// If this returns `false`, `confirm` is not called. Neither is it called if the module that it
     /// lies in, or that made the object, is gone by then.
@@ -584,7 +586,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// Waits until the release is over, or cannot be called because its module is gone. If the
     /// object lives [`Once`], it is dropped then.
     ///
-    /// Somebody must kill it, and a thread that holds a [`PercpuRefGuard`] of it waits for itself.
+    /// Somebody must kill it, and a thread that holds a [`PercpuRefGuard`] of it waits for itself. If
+    /// a guard was leaked, or too many references were got, there is no release to wait for.
     /// If somebody resurrects it meanwhile, this waits on.
     ///
     /// Sleeps; process context. All that was done with references is visible after it.
