@@ -102,7 +102,8 @@ const SATURATED: u64 = 1 << 62;
 
 /// At most so many references are counted by CPU in one go; more go to the atomic at once. There one
 /// sees that they are too many. The counters do not, and somebody who leaks what he gets could bring
-/// their sum all the way round; at this number, one CPU would be busy with it for decades.
+/// their sum all the way round, by 2^58 calls at this number: that is decades of one CPU's time, and
+/// months of a hundred CPUs' that do nothing else. (C takes any number.)
 const MAX_LOCAL: usize = 64;
 
 /// Whether a value of [`Count::atomic`] has [`BIAS`] in it. What is counted by CPU may have taken it
@@ -388,6 +389,8 @@ impl Count {
     /// Leaks the object, as the number of references is not known any more.
     #[cold]
     fn saturate(&self) {
+        // The caller may have given his references up. The object is there nevertheless: what he
+        // found is not valid, and by no operation does it come to zero from there.
         self.atomic.store(SATURATED, Relaxed);
         do_once_lite! { self.report(format_args!("saturated")); }
     }

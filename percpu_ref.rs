@@ -48,11 +48,16 @@
 //! Its exit function kills what it owns by dropping it; then the library waits for the module's
 //! objects to be released, and says in the log what it waits for.
 //!
-//! Nothing waits for ever: after `unload_timeout` seconds (a parameter of the library) the objects
-//! that somebody still holds are given up. They stay in memory, and nothing of the module is called
-//! for them. But if such an object has a pointer to the module's code or constants in it (a `fn`, a
-//! `&'static str`), its holder must not use that any more, which no type can tell him. Who gives
-//! guards to other modules should see to it that they come back in time.
+//! It does not wait for ever for what is held: after `unload_timeout` seconds (a parameter of the
+//! library) the objects that somebody still has references to are given up. They stay in memory, and
+//! nothing of the module is called for them. A release that is already running is waited for until
+//! it returns.
+//!
+//! There are two things that no type can tell, as with [`Arc`]. If an object that was given up has a
+//! pointer to the module's code or constants in it (a `fn`, a `&'static str`, a `dyn` object), its
+//! holder must not use that any more; so who gives guards to other modules should see to it that
+//! they come back in time. And the module that makes an object is the one that calls
+//! [`UniquePercpuRef::new`]: code of others that the object points to is not kept by it.
 //!
 //! # Examples
 //!
@@ -170,21 +175,25 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// Whether [`release`](Self::release) and the object's `Drop` may sleep. They then run in
     /// process context, in a workqueue, once the count is zero.
     ///
+    /// Such a release must not wait for the end of other objects of this kind: they share the
+    /// workqueue, which runs a limited number of them at a time.
+    ///
     /// Not for [`Reinit`] references: the object might live again before the release is told of its
     /// end.
     const MAY_SLEEP: bool = false;
 
     /// Runs when the last reference is gone. If the object lives [`Once`], it is then dropped.
     ///
-    /// It runs exactly once in each life of a shared object, but not at all if the module that made
-    /// the object is gone by then (see [Unloading](crate#unloading)). If somebody resurrects the
+    /// It runs exactly once in each life of a shared object, but not at all if a reference is leaked,
+    /// or if the module that made the object is gone by then (see [Unloading](crate#unloading)). If
+    /// somebody resurrects the
     /// object meanwhile, the next life may begin before this has returned. Nothing of the library is
     /// locked, and preemption is not disabled by it. Whatever may be done with the reference may be
     /// done in here, too; but who waits for this release waits for himself.
     ///
     /// Context: that of whoever drops the last reference. If this is the initial reference, it is
-    /// softirq, or a kernel thread of RCU's with bottom halves disabled; in atomic mode it is that
-    /// of [`kill`](PercpuRef::kill). So neither this nor the object's `Drop` may sleep, unless
+    /// softirq, or a kernel thread of RCU's with bottom halves disabled; for a [`Reinit`] reference
+    /// it may also be that of [`kill`](PercpuRef::kill). So neither this nor the object's `Drop` may sleep, unless
     /// [`MAY_SLEEP`](Self::MAY_SLEEP) says so.
     #[doc(alias = "percpu_ref_func_t")]
     fn release(&self) {}
@@ -350,7 +359,8 @@ impl<T: Counted, K: Kind> UniquePercpuRef<T, K> {
 
     /// Undoes [`UniquePercpuRef::new`]; the same as dropping it.
     ///
-    /// The object is dropped, [`Counted::release`] is not called, and the memory is free on return.
+    /// The object is dropped, [`Counted::release`] is not called, and the memory is free on return;
+    /// unless the module that made it is gone, and it has to be leaked.
     /// This is for the error paths of whoever sets up the object.
     ///
     /// Any context that the object may be dropped in, but NMI. It frees memory, which PREEMPT_RT
@@ -455,7 +465,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         unsafe { &(*self.inner.as_ptr()).count }
     }
 
-    /// Gets a reference, or `None` once the end of the object is confirmed.
+    /// Gets a reference, or `None` once the end of the object is confirmed. (Also if there were ever
+    /// more than 2^61 references, so that the object is leaked and nobody knows their number.)
     ///
     /// After a kill this goes on to succeed until the confirmation; it never succeeds after that.
     /// (C's `percpu_ref_tryget()` goes on until the count is zero.)
@@ -516,12 +527,13 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// all existing ones are gone, the object is released.
     ///
     /// In atomic mode there is no grace period to wait for. Then all of this happens in here, and
-    /// the release, too, if there are no other references.
+    /// the release, too, if there are no other references. The same is possible at the end of a
+    /// switch to atomic mode.
     ///
     /// Returns `true`, or if it was killed before, `false`; then it warns once and changes nothing.
     ///
-    /// Does not wait, does not fail, and allocates nothing. Any context but NMI; in atomic mode,
-    /// any that [`Counted::release`] may run in.
+    /// Does not wait, does not fail, and allocates nothing. Any context but NMI; for a [`Reinit`]
+    /// reference, any that [`Counted::release`] may run in.
     #[doc(alias = "percpu_ref_kill")]
     pub fn kill(&self) -> bool {
         self.kill_and_call(None)
@@ -532,13 +544,13 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     ///
     /// What was done with a reference before is not thereby finished: others may hold theirs on.
     ///
-    /// `confirm` runs in softirq, or in a kernel thread of RCU's with bottom halves disabled, or in
-    /// atomic mode, in here; always in an RCU read-side critical section. It must not sleep, nor
+    /// `confirm` runs in softirq, or in a kernel thread of RCU's with bottom halves disabled, or for
+    /// a [`Reinit`] reference possibly in here, in an RCU read-side critical section. It must not sleep, nor
     /// switch or resurrect this reference, which would wait for it. It captures nothing, for a kill
     /// allocates nothing; what it needs is to be in the object.
     ///
-    /// If this returns `false`, `confirm` is not called. Neither is it called if the module that it
-    /// lies in, or that made the object, is gone by then.
+    /// If this returns `false`, `confirm` is not called. Neither is it called if the module that made
+    /// the object is gone by then, or if the one that it lies in is at its end already.
     #[doc(alias = "percpu_ref_kill_and_confirm")]
     pub fn kill_and_confirm(&self, confirm: fn(&T)) -> bool {
         self.kill_and_call(NonNull::new(confirm as *mut c_void))
@@ -670,8 +682,8 @@ impl<T: Counted, K: Kind> Drop for PercpuRef<T, K> {
     ///
     /// Any context but NMI for an object that lives [`Once`]. For a [`Reinit`] one, any that
     /// [`Counted::release`] and the object's `Drop` may run in: if there are no references, both may
-    /// happen in here. After the release, this frees memory, which PREEMPT_RT does not allow in a hard
-    /// interrupt or with preemption disabled.
+    /// happen in here. On PREEMPT_RT, not in a hard interrupt or with preemption disabled: this may
+    /// free memory, and wakes up who waits for the release.
     #[doc(alias = "percpu_ref_exit")]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.

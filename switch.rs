@@ -241,12 +241,11 @@ impl Count {
         loop {
             let word = count.wait_idle();
             // As in `kill()`.
-            let section = read_lock();
+            let _section = read_lock();
             let confirm = usable(confirm);
             if word & ATOMIC != 0 {
                 // `Full`: the confirmation comes after what made the mode.
                 if count.word.cmpxchg(word, word | FORCE, Full).is_ok() {
-                    drop(section);
                     return count.confirm(this, confirm.unwrap_or(NO_CONFIRM));
                 }
             } else if count.word.cmpxchg(word, word | FORCE | BUSY, Full).is_ok() {

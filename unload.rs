@@ -18,7 +18,8 @@
 //!    for its release function will not be there to be called.
 //!
 //! The notifier chain is held for reading meanwhile. Somebody who registers a module notifier
-//! then waits for us, and all loading and unloading waits behind him: hence step 2 has a bound.
+//! then waits for us, and all loading and unloading waits behind him: hence step 2 has a bound. Step 4
+//! has none: a release that is running then is code of the module, and has to come to its end.
 //! Past it, the library calls nothing of the module, but cannot keep others from it: who still
 //! holds a reference may find a pointer to the module's code or constants in the object.
 //!
@@ -237,8 +238,13 @@ impl Class {
     fn close(&self, ops: &Ops, module: &CStr) {
         // `Full`: see `enter()`.
         self.running.fetch_add(CLOSED, Full);
-        // SAFETY: `running` is valid; `Running::drop()` wakes its waiters up. As the functions
-        // that are waited for run to their end, so does this.
+        if self.running.load(Relaxed) != CLOSED {
+            pr_warn!(
+                "unloading {module} waits for a release of {}\n",
+                (ops.name)()
+            );
+        }
+        // SAFETY: `running` is valid; `Running::drop()` wakes its waiters up.
         unsafe { wait_event(self.running.as_ptr(), !0, CLOSED) };
 
         // Whoever was inside has come out, and that was after its `put()`.

@@ -4,6 +4,7 @@
 
 use super::*;
 
+use kernel::sync::rcu::read_lock;
 use percpu_ref::Reinit;
 
 type Modal = PercpuRef<Thing, Reinit>;
@@ -17,7 +18,8 @@ macro_rules! modal {
     }};
 }
 
-/// Keeps grace periods from ending, by a region with preemption disabled on another CPU.
+/// Keeps grace periods from ending, by a read-side critical section on another CPU. What the kernel
+/// itself has to do there it can do, where RCU is preemptible.
 struct Blocker {
     lifted: Arc<Atomic<u32>>,
     _thread: Thread,
@@ -29,7 +31,7 @@ impl Blocker {
         let lifted = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let (inside, until) = (entered.clone(), lifted.clone());
         let thread = Thread::spawn(cpu, move || {
-            let _region = PreemptGuard::new();
+            let _section = read_lock();
             inside.store(1, Release);
             while until.load(Acquire) == 0 {}
         })?;
