@@ -95,19 +95,19 @@ const BIAS: u64 = 1 << 63;
 /// More references than this there cannot be.
 const LIMIT: u64 = 1 << 61;
 
-/// What [`Count::atomic`] is set to when the number of references is out of bounds, half-way between
-/// what is valid with and without [`BIAS`]. It stays there and thus never falls to zero.
+/// What [`Count::atomic`] is set to when the number of references is out of bounds, half-way
+/// between what is valid with and without [`BIAS`]. It stays there and thus never falls to zero.
 #[doc(alias = "REFCOUNT_SATURATED")]
 const SATURATED: u64 = 1 << 62;
 
-/// At most so many references are counted by CPU in one go; more go to the atomic at once. There one
-/// sees that they are too many. The counters do not, and somebody who leaks what he gets could bring
-/// their sum all the way round, by 2^58 calls at this number: that is decades of one CPU's time, and
-/// months of a hundred CPUs' that do nothing else. (C takes any number.)
+/// At most so many references are counted by CPU in one go; more go to the atomic at once. There
+/// one sees that they are too many. The counters do not, and somebody who leaks what he gets could
+/// bring their sum all the way round, by 2^58 calls at this number: that is decades of one CPU's
+/// time, and months of a hundred CPUs' that do nothing else. (C takes any number.)
 const MAX_LOCAL: usize = 64;
 
-/// Whether a value of [`Count::atomic`] has [`BIAS`] in it. What is counted by CPU may have taken it
-/// to either side.
+/// Whether a value of [`Count::atomic`] has [`BIAS`] in it. What is counted by CPU may have taken
+/// it to either side.
 const fn is_open(value: u64) -> bool {
     value.wrapping_sub(BIAS - LIMIT) <= 2 * LIMIT
 }
@@ -158,9 +158,9 @@ pub(crate) enum Start {
 ///   without its flags is the `PerCpu<Local<u64>>` that the count owns. Without [`ATOMIC`]
 ///   everybody may change the counters, in an RCU read-side critical section in which he found the
 ///   word so. In atomic mode without [`BUSY`] they are zero.
-/// - The counters' sum plus `atomic`, modulo 2^64, is the number of references, plus [`BIAS`] unless
-///   the reference is closed; or `atomic` is [`SATURATED`]. The initial reference is one of them,
-///   from the beginning of a life until the one who closes it puts it.
+/// - The counters' sum plus `atomic`, modulo 2^64, is the number of references, plus [`BIAS`]
+///   unless the reference is closed; or `atomic` is [`SATURATED`]. The initial reference is one of
+///   them, from the beginning of a life until the one who closes it puts it.
 /// - [`DEAD`] is set in each life once, by the one who owns the initial reference from then on, and
 ///   passes it to who closes the reference.
 /// - `class` has this object in its count until the object is dropped.
@@ -224,7 +224,8 @@ impl Count {
     ///
     /// `word` came from [`Count::word`], and for as long as the returned value is used, either
     /// - nobody else has the count any more, or not yet, or
-    /// - it lacks [`ATOMIC`] and an RCU read-side critical section has gone on since it was read, or
+    /// - it lacks [`ATOMIC`] and an RCU read-side critical section has gone on since it was read,
+    ///   or
     /// - this is the callback.
     unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
         let ptr = ptr::with_exposed_provenance_mut(word & !ATOMIC);
@@ -502,8 +503,8 @@ impl Count {
             unsafe { bindings::kfree(this.as_ptr().cast()) };
             return;
         }
-        // After a grace period, for those who came upon the object by way of RCU, and learn from the
-        // `word` and the `atomic` that they came too late.
+        // After a grace period, for those who came upon the object by way of RCU, and learn from
+        // the `word` and the `atomic` that they came too late.
         //
         // SAFETY: As above. Neither of the two uses of `phase` goes on, and it has room for a head.
         unsafe {

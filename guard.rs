@@ -96,9 +96,10 @@ impl<T: Counted> Drop for PercpuRefGuard<T> {
     /// Puts the reference. If it is the last one, the object is released in here, and if it lives
     /// once, dropped.
     ///
-    /// Any context but NMI, if it is not the last one. The last one does what `T`'s release and drop
-    /// do, frees memory and wakes up who waits for the release, which PREEMPT_RT does not allow in a
-    /// hard interrupt or with preemption disabled. What was done with the object before is visible to its release.
+    /// Any context but NMI, if it is not the last one. The last one does what `T`'s release and
+    /// drop do, frees memory and wakes up who waits for the release, which PREEMPT_RT does not
+    /// allow in a hard interrupt or with preemption disabled. What was done with the object before
+    /// is visible to its release.
     #[doc(alias = "percpu_ref_put")]
     #[inline]
     fn drop(&mut self) {

@@ -69,8 +69,8 @@ pub struct RcuPercpuRef<T: Counted, K: Kind = Once> {
     _owns: PhantomData<PercpuRef<T, K>>,
 }
 
-// SAFETY: It owns a `PercpuRef<T, K>`, which is `Send` and `Sync`, and gives it out or takes it in on
-// any thread.
+// SAFETY: It owns a `PercpuRef<T, K>`, which is `Send` and `Sync`, and gives it out or takes it in
+// on any thread.
 unsafe impl<T: Counted, K: Kind> Send for RcuPercpuRef<T, K> {}
 
 // SAFETY: As above; all that is done by `&self` is atomic.
@@ -110,9 +110,9 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         // `Acquire` pairs with the `Full` in `replace()`: the object is seen as it was made.
         let inner = NonNull::new(self.inner.load(Acquire))?;
 
-        // `Count::end()` frees the memory a grace period after the last hold, since it is published,
-        // and its hold was here at some time in the critical section. `word` and `atomic` stay as
-        // they are until then.
+        // `Count::end()` frees the memory a grace period after the last hold, since it is
+        // published, and its hold was here at some time in the critical section. `word` and
+        // `atomic` stay as they are until then.
         Some(ManuallyDrop::new(PercpuRef {
             inner,
             _kind: PhantomData,

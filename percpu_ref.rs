@@ -49,14 +49,14 @@
 //! objects to be released, and says in the log what it waits for.
 //!
 //! It does not wait for ever for what is held: after `unload_timeout` seconds (a parameter of the
-//! library) the objects that somebody still has references to are given up. They stay in memory, and
-//! nothing of the module is called for them. A release that is already running is waited for until
-//! it returns.
+//! library) the objects that somebody still has references to are given up. They stay in memory,
+//! and nothing of the module is called for them. A release that is already running is waited for
+//! until it returns.
 //!
-//! There are two things that no type can tell, as with [`Arc`]. If an object that was given up has a
-//! pointer to the module's code or constants in it (a `fn`, a `&'static str`, a `dyn` object), its
-//! holder must not use that any more; so who gives guards to other modules should see to it that
-//! they come back in time. And the module that makes an object is the one that calls
+//! There are two things that no type can tell, as with [`Arc`]. If an object that was given up has
+//! a pointer to the module's code or constants in it (a `fn`, a `&'static str`, a `dyn` object),
+//! its holder must not use that any more; so who gives guards to other modules should see to it
+//! that they come back in time. And the module that makes an object is the one that calls
 //! [`UniquePercpuRef::new`]: code of others that the object points to is not kept by it.
 //!
 //! # Examples
@@ -184,17 +184,17 @@ pub trait Counted: Send + Sync + Sized + 'static {
 
     /// Runs when the last reference is gone. If the object lives [`Once`], it is then dropped.
     ///
-    /// It runs exactly once in each life of a shared object, but not at all if a reference is leaked,
-    /// or if the module that made the object is gone by then (see [Unloading](crate#unloading)). If
-    /// somebody resurrects the
-    /// object meanwhile, the next life may begin before this has returned. Nothing of the library is
-    /// locked, and preemption is not disabled by it. Whatever may be done with the reference may be
-    /// done in here, too; but who waits for this release waits for himself.
+    /// It runs exactly once in each life of a shared object, but not at all if a reference is
+    /// leaked, or if the module that made the object is gone by then (see
+    /// [Unloading](crate#unloading)). If somebody resurrects the object meanwhile, the next life
+    /// may begin before this has returned. Nothing of the library is locked, and preemption is not
+    /// disabled by it. Whatever may be done with the reference may be done in here, too; but who
+    /// waits for this release waits for himself.
     ///
     /// Context: that of whoever drops the last reference. If this is the initial reference, it is
     /// softirq, or a kernel thread of RCU's with bottom halves disabled; for a [`Reinit`] reference
-    /// it may also be that of [`kill`](PercpuRef::kill). So neither this nor the object's `Drop` may sleep, unless
-    /// [`MAY_SLEEP`](Self::MAY_SLEEP) says so.
+    /// it may also be that of [`kill`](PercpuRef::kill). So neither this nor the object's `Drop`
+    /// may sleep, unless [`MAY_SLEEP`](Self::MAY_SLEEP) says so.
     #[doc(alias = "percpu_ref_func_t")]
     fn release(&self) {}
 }
@@ -465,8 +465,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         unsafe { &(*self.inner.as_ptr()).count }
     }
 
-    /// Gets a reference, or `None` once the end of the object is confirmed. (Also if there were ever
-    /// more than 2^61 references, so that the object is leaked and nobody knows their number.)
+    /// Gets a reference, or `None` once the end of the object is confirmed. (Also if there were
+    /// ever more than 2^61 references, so that the object is leaked and nobody knows their number.)
     ///
     /// After a kill this goes on to succeed until the confirmation; it never succeeds after that.
     /// (C's `percpu_ref_tryget()` goes on until the count is zero.)
@@ -544,13 +544,13 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     ///
     /// What was done with a reference before is not thereby finished: others may hold theirs on.
     ///
-    /// `confirm` runs in softirq, or in a kernel thread of RCU's with bottom halves disabled, or for
-    /// a [`Reinit`] reference possibly in here, in an RCU read-side critical section. It must not sleep, nor
-    /// switch or resurrect this reference, which would wait for it. It captures nothing, for a kill
-    /// allocates nothing; what it needs is to be in the object.
+    /// `confirm` runs in softirq, or in a kernel thread of RCU's with bottom halves disabled, or
+    /// for a [`Reinit`] reference possibly in here, in an RCU read-side critical section. It must
+    /// not sleep, nor switch or resurrect this reference, which would wait for it. It captures
+    /// nothing, for a kill allocates nothing; what it needs is to be in the object.
     ///
-    /// If this returns `false`, `confirm` is not called. Neither is it called if the module that made
-    /// the object is gone by then, or if the one that it lies in is at its end already.
+    /// If this returns `false`, `confirm` is not called. Neither is it called if the module that
+    /// made the object is gone by then, or if the one that it lies in is at its end already.
     #[doc(alias = "percpu_ref_kill_and_confirm")]
     pub fn kill_and_confirm(&self, confirm: fn(&T)) -> bool {
         self.kill_and_call(NonNull::new(confirm as *mut c_void))
@@ -598,9 +598,9 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// Waits until the release is over, or cannot be called because its module is gone. If the
     /// object lives [`Once`], it is dropped then.
     ///
-    /// Somebody must kill it, and a thread that holds a [`PercpuRefGuard`] of it waits for itself. If
-    /// a guard was leaked, or too many references were got, there is no release to wait for.
-    /// If somebody resurrects it meanwhile, this waits on.
+    /// Somebody must kill it, and a thread that holds a [`PercpuRefGuard`] of it waits for itself.
+    /// If a guard was leaked, or too many references were got, there is no release to wait for. If
+    /// somebody resurrects it meanwhile, this waits on.
     ///
     /// Sleeps; process context. All that was done with references is visible after it.
     pub fn wait_released(&self) {
@@ -619,8 +619,8 @@ impl<T: Counted> PercpuRef<T, Reinit> {
     /// Counts in an atomic variable from now on, also in later lives, until
     /// [`switch_to_percpu`](Self::switch_to_percpu). Calls `confirm` when all CPUs do so.
     ///
-    /// Does not wait for that, but for another switch that is under way, and for the confirmation of
-    /// a kill. Process context; if neither can be the case, any but NMI.
+    /// Does not wait for that, but for another switch that is under way, and for the confirmation
+    /// of a kill. Process context; if neither can be the case, any but NMI.
     ///
     /// `confirm` is called as that of [`kill_and_confirm`](Self::kill_and_confirm) is; in here if
     /// the reference counts so already.
@@ -655,8 +655,8 @@ impl<T: Counted> PercpuRef<T, Reinit> {
     /// Brings a reference to life whose count is zero, with a new initial reference. The last
     /// release may still be running.
     ///
-    /// Fails with `EINVAL` if it is alive, and with `EBUSY` if there are references; then nothing is
-    /// changed.
+    /// Fails with `EINVAL` if it is alive, and with `EBUSY` if there are references; then nothing
+    /// is changed.
     ///
     /// Waits for the confirmation of a kill, and for another call of this or of
     /// [`resurrect`](Self::resurrect). Process context; if neither can be the case, as in the
@@ -666,8 +666,8 @@ impl<T: Counted> PercpuRef<T, Reinit> {
         self.count().resurrect(true)
     }
 
-    /// Brings a reference back to life, whether there are references left from the last life or not,
-    /// with a new initial reference. If there are, that life goes on, and there is no release.
+    /// Brings a reference back to life, whether there are references left from the last life or
+    /// not, with a new initial reference. If there are, that life goes on, and there is no release.
     ///
     /// Fails with `EINVAL` if it is alive; then nothing is changed. Waits as
     /// [`reinit`](Self::reinit) does, in the same contexts.
@@ -681,9 +681,9 @@ impl<T: Counted, K: Kind> Drop for PercpuRef<T, K> {
     /// Kills the reference if nobody has. Does not wait for the release.
     ///
     /// Any context but NMI for an object that lives [`Once`]. For a [`Reinit`] one, any that
-    /// [`Counted::release`] and the object's `Drop` may run in: if there are no references, both may
-    /// happen in here. On PREEMPT_RT, not in a hard interrupt or with preemption disabled: this may
-    /// free memory, and wakes up who waits for the release.
+    /// [`Counted::release`] and the object's `Drop` may run in: if there are no references, both
+    /// may happen in here. On PREEMPT_RT, not in a hard interrupt or with preemption disabled: this
+    /// may free memory, and wakes up who waits for the release.
     #[doc(alias = "percpu_ref_exit")]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.

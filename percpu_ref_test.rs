@@ -479,7 +479,8 @@ fn percpu_local_as_in_c() -> Result<Outcome> {
                 check!(local.add_return(a) == c(6, a, 0));
                 check!(local.xchg(d) == c(7, d, 0));
                 let expected = if b % 2 == 0 { d } else { a };
-                check!(local.cmpxchg(expected, b).unwrap_or_else(|found| found) == c(8, expected, b));
+                let found = local.cmpxchg(expected, b).unwrap_or_else(|found| found);
+                check!(found == c(8, expected, b));
                 check!(local.read() == c(1, 0, 0));
             }
             drop(guard);

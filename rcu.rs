@@ -15,9 +15,9 @@
 //! module's exit function to call `rcu_barrier()`. Here nothing has to be remembered: the library
 //! hears of each unloading and lets the module's callbacks run first, once and a second time. What
 //! these queue anew then is not run any more but leaked, or a callback that always calls again
-//! would keep its module for ever. (A module's callback is an [`RcuCallback`] that the module has the
-//! code of. Code that its object points to elsewhere is not looked for.) In return, each unloading of
-//! any module takes a grace period and two barriers more.
+//! would keep its module for ever. (A module's callback is an [`RcuCallback`] that the module has
+//! the code of. Code that its object points to elsewhere is not looked for.) In return, each
+//! unloading of any module takes a grace period and two barriers more.
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 

@@ -6,10 +6,10 @@
 //!
 //! - [`DEAD`]: killed, and not resurrected since.
 //! - [`FORCE`]: atomic mode was asked for, and stays across death and resurrection.
-//! - [`BUSY`]: a transition is under way, and somebody owns it: the RCU callback, or the thread that
-//!   kills a count in atomic mode or resurrects one. While it is set nobody but its owner changes
-//!   the word, with one exception: a kill does not wait, so it sets [`DEAD`] in the midst of a switch
-//!   to atomic mode, and the callback sees to the rest (see [`Count::finish`]).
+//! - [`BUSY`]: a transition is under way, and somebody owns it: the RCU callback, or the thread
+//!   that kills a count in atomic mode or resurrects one. While it is set nobody but its owner
+//!   changes the word, with one exception: a kill does not wait, so it sets [`DEAD`] in the midst
+//!   of a switch to atomic mode, and the callback sees to the rest (see [`Count::finish`]).
 //!
 //! So there is no lock that a release or a confirmation could run under, and counts that switch at
 //! the same time know nothing of each other.
@@ -145,8 +145,8 @@ impl Count {
         true
     }
 
-    /// Takes the bias out unless that was done, calls `confirm`, and ends the transition. The caller
-    /// owns it, and the initial reference.
+    /// Takes the bias out unless that was done, calls `confirm`, and ends the transition. The
+    /// caller owns it, and the initial reference.
     fn close(&self, this: NonNull<Self>, confirm: *mut c_void, take_bias: bool) {
         if take_bias {
             // The counters are added, and the initial reference is there.
@@ -182,8 +182,8 @@ impl Count {
     }
 
     /// The callback ends a transition. Says whether the reference is closed now, and so its initial
-    /// reference the caller's to put; `closing` is what is to be called then, and says that the bias
-    /// is out.
+    /// reference the caller's to put; `closing` is what is to be called then, and says that the
+    /// bias is out.
     fn finish(&self, this: NonNull<Self>, closing: *mut c_void) -> bool {
         if !closing.is_null() {
             self.close(this, closing, false);
@@ -232,8 +232,8 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// `this` is the beginning of a pinned, shared [`REINIT`] object that the caller holds. `confirm`
-    /// is a function for its type.
+    /// `this` is the beginning of a pinned, shared [`REINIT`] object that the caller holds.
+    /// `confirm` is a function for its type.
     pub(crate) unsafe fn switch_to_atomic(this: NonNull<Self>, confirm: Option<NonNull<c_void>>) {
         // SAFETY: As the function requires.
         let count = unsafe { this.as_ref() };
@@ -279,8 +279,9 @@ impl Count {
         }
     }
 
-    /// Begins another life, in the mode that the last one had. Sleeps if another transition is under
-    /// way. `EINVAL` if the reference is alive, and with `at_zero`, `EBUSY` if the count is not zero.
+    /// Begins another life, in the mode that the last one had. Sleeps if another transition is
+    /// under way. `EINVAL` if the reference is alive, and with `at_zero`, `EBUSY` if the count is
+    /// not zero.
     ///
     /// To be called for [`REINIT`] counts.
     pub(crate) fn resurrect(&self, at_zero: bool) -> Result {

@@ -17,11 +17,11 @@
 //! 4. closes the classes: an object that is still left now is leaked when its last reference goes,
 //!    for its release function will not be there to be called.
 //!
-//! The notifier chain is held for reading meanwhile. Somebody who registers a module notifier
-//! then waits for us, and all loading and unloading waits behind him: hence step 2 has a bound. Step 4
-//! has none: a release that is running then is code of the module, and has to come to its end.
-//! Past it, the library calls nothing of the module, but cannot keep others from it: who still
-//! holds a reference may find a pointer to the module's code or constants in the object.
+//! The notifier chain is held for reading meanwhile. Somebody who registers a module notifier then
+//! waits for us, and all loading and unloading waits behind him: hence step 2 has a bound. Step 4
+//! has none: a release that is running then is code of the module, and has to come to its end. Past
+//! it, the library calls nothing of the module, but cannot keep others from it: who still holds a
+//! reference may find a pointer to the module's code or constants in the object.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 

@@ -600,8 +600,8 @@ impl Arena {
         }
     }
 
-    /// Runs `task` on all CPUs, two threads each, and `pass` besides, for a second at least and until
-    /// it is `enough`.
+    /// Runs `task` on all CPUs, two threads each, and `pass` besides, for a second at least and
+    /// until it is `enough`.
     fn run(this: &Arc<Self>, task: fn(&Self, usize), enough: fn(&Self) -> bool) -> Result {
         let mut threads = KVec::new();
         for (number, cpu) in online_cpus().enumerate() {
