@@ -102,6 +102,7 @@
 #![cfg_attr(any(doc, doctest), no_std)]
 
 use core::{
+    borrow::Borrow,
     marker::PhantomData,
     mem::ManuallyDrop,
     ops::{
@@ -163,7 +164,8 @@ impl kernel::InPlaceModule for PercpuRefModule {
         // SAFETY: A module is initialised once, before others can use it.
         unsafe { rcu::init() };
 
-        let seconds = module_parameters::unload_timeout.value();
+        // Up to 7.2 a parameter's value is a reference.
+        let seconds: u32 = *Borrow::borrow(&module_parameters::unload_timeout.value());
         try_pin_init!(Self {
             _notifier <- unload::Notifier::new(Delta::from_secs(i64::from(seconds))),
         }? Error)

@@ -80,9 +80,9 @@ module! {
             default: 2,
             description: "Seconds of stress at least, 1 to 86400",
         },
-        provoke: bool {
-            default: false,
-            description: "Run the cases that provoke warnings, and those alone",
+        provoke: u32 {
+            default: 0,
+            description: "1: run the cases that provoke warnings, and those alone",
         },
     },
 }
@@ -169,10 +169,10 @@ const PROVOKING_CASES: &[Case] = &[
 
 impl kernel::Module for Tests {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        check_parameter("threads", module_parameters::threads.value(), 64)?;
-        check_parameter("seconds", module_parameters::seconds.value(), 86400)?;
+        check_parameter("threads", value(module_parameters::threads.value()), 64)?;
+        check_parameter("seconds", value(module_parameters::seconds.value()), 86400)?;
 
-        let (suite, cases) = if module_parameters::provoke.value() {
+        let (suite, cases) = if value(module_parameters::provoke.value()) != 0 {
             ("2 provoked", PROVOKING_CASES)
         } else {
             ("1 percpu_ref", CASES)
@@ -199,6 +199,11 @@ impl kernel::Module for Tests {
             Err(EIO)
         }
     }
+}
+
+/// What a parameter is set to; up to 7.2 that is a reference.
+fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
+    *parameter.borrow()
 }
 
 fn check_parameter(name: &str, value: u32, max: u32) -> Result {
@@ -1168,8 +1173,8 @@ const ABREAST: usize = 20;
 /// Threads on all CPUs use the reference in every way, while another one kills it.
 fn stress() -> Result<Outcome> {
     let start = Instant::<Monotonic>::now();
-    let time = Delta::from_secs(i64::from(module_parameters::seconds.value()));
-    let on_each = module_parameters::threads.value() as usize;
+    let time = Delta::from_secs(i64::from(value(module_parameters::seconds.value())));
+    let on_each = value(module_parameters::threads.value()) as usize;
     let cpus = online_cpus().count();
     let mut turns = 0;
     let mut number = 0;

@@ -13,19 +13,45 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
 #
 # series		of the kernel, as in the name of Debian's linux-source-* package
 # flavour		of the kernel, as in the names of its binary packages
+# config		instead of a flavour: the configuration of a kernel that is built here
 # deb_arch		Debian's name of the architecture
+# tools			packages that it needs besides $packages
 # make_args		what each make in the kernel tree is given
+# image			the kernel, in its build tree
 # qemu			the emulator and its machine
 # console		the kernel's name of its serial line
 # seconds		that the guest may take
-targets="amd64"
+# memory		of the guest, in MB
+# variants		kernel arguments, with each of which all is run once more in the guest
+targets="amd64 rt-amd64 amd64-7.2 arm64 debug"
 describe_target() {
+	config="" tools="" image="" memory=256 seconds=240 variants=""
 	case $1 in
 	amd64)
 		series=7.3 flavour=cloud-amd64 deb_arch=amd64
 		make_args="ARCH=x86 CROSS_COMPILE=x86_64-linux-gnu-"
 		qemu="qemu-system-x86_64 -machine q35" console=ttyS0
-		seconds=240
+		variants="preempt=none preempt=voluntary preempt=full preempt=lazy"
+		;;
+	rt-amd64)
+		describe_target amd64
+		flavour=rt-amd64 variants=""
+		;;
+	amd64-7.2)
+		describe_target amd64
+		series=7.2 variants=""
+		;;
+	arm64)
+		series=7.3 flavour=cloud-arm64 deb_arch=arm64
+		tools="gcc-aarch64-linux-gnu qemu-system-arm"
+		make_args="ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-"
+		qemu="qemu-system-aarch64 -machine virt,gic-version=3" console=ttyAMA0
+		;;
+	debug)
+		describe_target amd64
+		# With gcc, KASAN and Rust exclude each other.
+		config=scripts/debug.config tools="clang-19 lld-19 llvm-19" make_args="ARCH=x86 LLVM=-19"
+		image=arch/x86/boot/bzImage memory=1024 seconds=900 variants=""
 		;;
 	*)
 		die "there is no target '$1'" "The targets are: $targets."
@@ -36,7 +62,7 @@ describe_target() {
 # What the toolchain's Debian root is made of.
 suite=trixie
 packages="
-	bc bindgen bison busybox-static ca-certificates cpio flex gcc kmod libc6-dev libdw-dev
+	bc bindgen bison ca-certificates cpio flex gcc kmod libc6-dev libdw-dev
 	libelf-dev libssl-dev make pahole perl python3 qemu-system-x86 rsync rust-clippy rust-src
 	rustc rustfmt seabios xz-utils zstd"
 

@@ -40,9 +40,9 @@ module! {
             default: 0,
             description: "Milliseconds that another module holds one object more; 0: there is none",
         },
-        endless: bool {
-            default: false,
-            description: "Leave what renews itself for ever, and ask for objects until the end",
+        endless: u32 {
+            default: 0,
+            description: "1: leave what renews itself for ever, and ask for objects until the end",
         },
     },
 }
@@ -107,25 +107,30 @@ fn ask_too_late() {
     fsleep(Delta::from_millis(1000));
     match UniquePercpuRef::new(Late, GFP_KERNEL) {
         Ok(_) => pr_info!("got one more object\n"),
-        Err(error) => pr_info!("refused one more object: {error:?}\n"),
+        Err(error) => pr_info!("refused one more object: {}\n", error.to_errno()),
     }
+}
+
+/// What a parameter is set to; up to 7.2 that is a reference.
+fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
+    *parameter.borrow()
 }
 
 impl kernel::Module for Owner {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let objects = module_parameters::objects.value();
+        let objects = value(module_parameters::objects.value());
         let mut queue = KVec::with_capacity(objects as usize, GFP_KERNEL)?;
         for number in 0..objects {
             let object = Object(KBox::new(number, GFP_KERNEL)?);
             queue.push(UniquePercpuRef::new(object, GFP_KERNEL)?.into(), GFP_KERNEL)?;
         }
 
-        let ms = module_parameters::hold_ms.value();
+        let ms = value(module_parameters::hold_ms.value());
         let held = if ms == 0 {
             None
         } else {
             let owned = Owned {
-                on_release: if module_parameters::endless.value() {
+                on_release: if value(module_parameters::endless.value()) != 0 {
                     ask_too_late
                 } else {
                     || pr_info!("released the held object\n")
@@ -136,7 +141,7 @@ impl kernel::Module for Owner {
             Some(owned)
         };
 
-        if module_parameters::endless.value() {
+        if value(module_parameters::endless.value()) != 0 {
             RcuBox::new(Endless, GFP_KERNEL)?.call_hurry();
         }
         Ok(Self {
