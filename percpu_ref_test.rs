@@ -54,10 +54,16 @@ use pin_init::{
     uninit, //
 };
 
+#[path = "tests/faults.rs"]
+mod faults;
+#[path = "tests/history.rs"]
+mod history;
 #[path = "tests/kthread.rs"]
 mod kthread;
 #[path = "tests/modes.rs"]
 mod modes;
+#[path = "tests/oracle.rs"]
+mod oracle;
 #[path = "tests/references.rs"]
 mod references;
 
@@ -79,6 +85,10 @@ module! {
         seconds: u32 {
             default: 2,
             description: "Seconds of stress at least, 1 to 86400",
+        },
+        seed: u32 {
+            default: 0,
+            description: "What random numbers begin with; 0: something new",
         },
         provoke: u32 {
             default: 0,
@@ -157,6 +167,31 @@ const CASES: &[Case] = &[
     ("many_switch_at_once", modes::many_switch_at_once),
     ("transitions_race", modes::transitions_race),
     ("freeze_and_thaw", modes::freeze_and_thaw),
+    ("c_says_the_same", oracle::c_says_the_same),
+    (
+        "c_keeps_the_same_invariants",
+        oracle::c_keeps_the_same_invariants,
+    ),
+    ("each_allocation_fails", faults::each_allocation_fails),
+    (
+        "each_allocation_fails_inside",
+        faults::each_allocation_fails_inside,
+    ),
+    ("ends_need_no_memory", faults::ends_need_no_memory),
+    ("memory_pressure", faults::memory_pressure),
+    (
+        "confirm_against_resurrect",
+        history::confirm_against_resurrect,
+    ),
+    (
+        "callbacks_out_of_order",
+        history::callbacks_out_of_order,
+    ),
+    ("leaked_reference", history::leaked_reference),
+    ("kill_is_not_lazy", history::kill_is_not_lazy),
+    ("release_takes_lock", history::release_takes_lock),
+    ("counters_wrap", history::counters_wrap),
+    ("cpu_goes_offline", history::cpu_goes_offline),
     ("no_leak_in_bulk", no_leak_in_bulk),
     ("stress", stress),
 ];
@@ -269,13 +304,16 @@ struct Thing {
 impl Thing {
     fn new() -> Result<(Self, Arc<Events>)> {
         let events = Arc::new(Events::default(), GFP_KERNEL)?;
+        Ok((Self::with(&events), events))
+    }
+
+    fn with(events: &Arc<Events>) -> Self {
         THINGS.add(1, Relaxed);
-        let thing = Self {
+        Self {
             events: events.clone(),
             canary: Atomic::new(ALIVE),
             before_kill: Atomic::new(0),
-        };
-        Ok((thing, events))
+        }
     }
 
     fn shared() -> Result<(PercpuRef<Self>, Arc<Events>)> {
@@ -732,12 +770,11 @@ struct Block {
 }
 
 impl Block {
-    fn new() -> Result<impl PinInit<Self>> {
-        let (thing, _) = Thing::new()?;
-        Ok(init!(Self {
+    fn of(thing: Thing) -> impl PinInit<Self> {
+        init!(Self {
             _thing: thing,
             _bytes <- uninit::<_, Infallible>(),
-        }))
+        })
     }
 }
 
@@ -777,8 +814,8 @@ fn cancel_init() -> Result<Outcome> {
 /// behind, memory would run out. The small objects are many, so that lost per-CPU counters show in
 /// the line `Percpu` of `/proc/meminfo`.
 fn no_leak_in_bulk() -> Result<Outcome> {
-    bulk(2_000, Block::new)?;
-    bulk(10_000, || Ok(Thing::new()?.0))?;
+    bulk(2_000, || Ok(Block::of(Thing::new()?.0)))?;
+    bulk(25_000, || Ok(Thing::new()?.0))?;
     Ok(Passed)
 }
 

@@ -370,12 +370,7 @@ pub(super) fn memory_outlives_section() -> Result<Outcome> {
         drop(place.replace(None));
         // A slab gives out first what came back last.
         while new.len() < new.capacity() {
-            let thing = Thing {
-                events: events.clone(),
-                canary: Atomic::new(ALIVE),
-                before_kill: Atomic::new(0),
-            };
-            THINGS.add(1, Relaxed);
+            let thing = Thing::with(&events);
             new.push(UniquePercpuRef::new(thing, GFP_ATOMIC)?, GFP_ATOMIC)?;
         }
         check!(new.iter().all(|unique| !core::ptr::eq(address, &**unique)));
