@@ -183,10 +183,7 @@ const CASES: &[Case] = &[
         "confirm_against_resurrect",
         history::confirm_against_resurrect,
     ),
-    (
-        "callbacks_out_of_order",
-        history::callbacks_out_of_order,
-    ),
+    ("callbacks_out_of_order", history::callbacks_out_of_order),
     ("leaked_reference", history::leaked_reference),
     ("kill_is_not_lazy", history::kill_is_not_lazy),
     ("release_takes_lock", history::release_takes_lock),
@@ -815,7 +812,7 @@ fn cancel_init() -> Result<Outcome> {
 /// the line `Percpu` of `/proc/meminfo`.
 fn no_leak_in_bulk() -> Result<Outcome> {
     bulk(2_000, || Ok(Block::of(Thing::new()?.0)))?;
-    bulk(25_000, || Ok(Thing::new()?.0))?;
+    bulk(10_000, || Ok(Thing::new()?.0))?;
     Ok(Passed)
 }
 

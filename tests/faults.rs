@@ -7,8 +7,8 @@ use super::*;
 
 use kernel::alloc::{
     flags::{
-        __GFP_NOWARN,
         GFP_NOWAIT, //
+        __GFP_NOWARN,
     },
     Flags,
 };
@@ -32,7 +32,9 @@ impl Faults {
             return None;
         }
         // SAFETY: That is its type.
-        Some(Self(unsafe { core::mem::transmute::<*mut c_void, _>(symbol) }))
+        Some(Self(unsafe {
+            core::mem::transmute::<*mut c_void, _>(symbol)
+        }))
     }
 
     /// Runs `run` with its `n`-th allocation failing, and says whether there was such a one.
@@ -212,14 +214,15 @@ pub(super) fn ends_need_no_memory() -> Result<Outcome> {
 /// Takes all the memory that can be had without waiting, in large objects, and then what is kept for
 /// those who must not fail, in small ones. Ending all of them gives it back.
 pub(super) fn memory_pressure() -> Result<Outcome> {
-    const MOST: usize = 10_000;
+    const MOST_LARGE: usize = 20_000;
+    const MOST_SMALL: usize = 4_000;
     let events = Arc::new(Events::default(), GFP_KERNEL)?;
-    let mut large = KVVec::with_capacity(MOST, GFP_KERNEL)?;
-    let mut small = KVVec::with_capacity(MOST, GFP_KERNEL)?;
+    let mut large = KVVec::with_capacity(MOST_LARGE, GFP_KERNEL)?;
+    let mut small = KVVec::with_capacity(MOST_SMALL, GFP_KERNEL)?;
     let flags = GFP_NOWAIT | __GFP_NOWARN;
 
     let mut error = None;
-    while error.is_none() && large.len() < MOST {
+    while error.is_none() && large.len() < MOST_LARGE {
         match UniquePercpuRef::new(Block::of(Thing::with(&events)), flags) {
             Ok(unique) => large.push(PercpuRef::from(unique), flags)?,
             Err(e) => error = Some(e),
@@ -227,7 +230,7 @@ pub(super) fn memory_pressure() -> Result<Outcome> {
     }
     // Per-CPU memory comes to its end first: little of it is kept ready.
     let mut failed = 0;
-    while failed < 100 && small.len() < MOST {
+    while failed < 100 && small.len() < MOST_SMALL {
         match UniquePercpuRef::new(Thing::with(&events), GFP_ATOMIC | __GFP_NOWARN) {
             Ok(unique) => small.push(PercpuRef::from(unique), flags)?,
             Err(_) => failed += 1,
@@ -238,9 +241,11 @@ pub(super) fn memory_pressure() -> Result<Outcome> {
     drop(small);
     wait_for(|| THINGS.load(Relaxed) == 0)?;
 
-    pr_info!("        # {large_count} large objects, {small_count} small ones, {failed} failures\n");
+    pr_info!(
+        "        # {large_count} large objects, {small_count} small ones, {failed} failures\n"
+    );
     check!(error == Some(ENOMEM));
-    check!(failed == 100 || small_count == MOST);
+    check!(failed == 100 || small_count == MOST_SMALL);
     check!(events.released.get() as usize == large_count + small_count);
     // It was not for good.
     once(thing()?, GFP_KERNEL)?;

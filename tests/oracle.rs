@@ -123,7 +123,10 @@ impl Random {
 
     /// A number below `n`. The generator is that of Knuth's MMIX.
     fn below(&mut self, n: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (((self.0 >> 32) * u64::from(n)) >> 32) as u32
     }
 }
@@ -239,7 +242,10 @@ impl Pair {
         let got = match op {
             Op::TryGetMany => self.ours.try_get_many(n),
             Op::TryGetLive => self.ours.try_get_live().map(PercpuRefBatch::from),
-            Op::TryGetLiveRcu => self.ours.try_get_live_rcu(&read_lock()).map(PercpuRefBatch::from),
+            Op::TryGetLiveRcu => self
+                .ours
+                .try_get_live_rcu(&read_lock())
+                .map(PercpuRefBatch::from),
             _ => self.ours.try_get().map(PercpuRefBatch::from),
         };
         let c = self.c.call(op, n) != 0;
@@ -360,8 +366,18 @@ pub(super) fn c_says_the_same() -> Result<Outcome> {
             } else {
                 // The end, for those that have not come to it.
                 let n = pair.count();
-                let killed = if pair.dying { Ok(()) } else { pair.apply(Op::Kill, 0) };
-                killed.and_then(|()| if n > 0 { pair.apply(Op::PutMany, n) } else { Ok(()) })
+                let killed = if pair.dying {
+                    Ok(())
+                } else {
+                    pair.apply(Op::Kill, 0)
+                };
+                killed.and_then(|()| {
+                    if n > 0 {
+                        pair.apply(Op::PutMany, n)
+                    } else {
+                        Ok(())
+                    }
+                })
             };
             drop(section);
             result.inspect_err(|_| pr_err!("        # sequence {number}, round {round}\n"))?;
