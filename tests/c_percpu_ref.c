@@ -26,10 +26,6 @@ static void switched(struct percpu_ref *ref)
 	atomic_inc(&container_of(ref, struct c_percpu_ref, ref)->switched);
 }
 
-struct c_percpu_ref *percpu_ref_test_c_new(unsigned int start);
-void percpu_ref_test_c_free(struct c_percpu_ref *c);
-unsigned long percpu_ref_test_c(struct c_percpu_ref *c, unsigned int op, unsigned long n);
-
 /* @start: 0 for per-CPU mode, 1 for atomic mode, 2 for a dead one. */
 struct c_percpu_ref *percpu_ref_test_c_new(unsigned int start)
 {

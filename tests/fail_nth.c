@@ -48,11 +48,10 @@ static struct kprobe allocators[] = {
 	PROBE("alloc_workqueue_noprof"),
 };
 
-unsigned int percpu_ref_test_fail_nth(unsigned int n, bool deep);
-
 /*
- * Lets the @n-th allocation of this task from now on fail, or none if it is 0. Returns how many were
- * still to come to the one before: 0 if it has failed. If @deep, by the kernel's fault injection.
+ * Lets the @n-th allocation of this task from now on fail, or none if it is 0. Returns how many
+ * were still to come to the one before: 0 if it has failed. If @deep, by the kernel's fault
+ * injection.
  */
 unsigned int percpu_ref_test_fail_nth(unsigned int n, bool deep)
 {

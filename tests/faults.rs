@@ -19,7 +19,9 @@ use percpu_ref::{
 
 /// `percpu_ref_test_fail_nth()` of the module `rust_percpu_ref_faults`, which stays in place as long
 /// as this does.
-struct Faults(unsafe extern "C" fn(n: c_uint, deep: bool) -> c_uint);
+struct Faults(FailNth);
+
+type FailNth = unsafe extern "C" fn(n: c_uint, deep: bool) -> c_uint;
 
 const SYMBOL: &CStr = c"percpu_ref_test_fail_nth";
 const NO_FAULTS: Result<Outcome> = Ok(Skipped("needs rust_percpu_ref_faults.ko"));
@@ -33,7 +35,7 @@ impl Faults {
         }
         // SAFETY: That is its type.
         Some(Self(unsafe {
-            core::mem::transmute::<*mut c_void, _>(symbol)
+            core::mem::transmute::<*mut c_void, FailNth>(symbol)
         }))
     }
 
@@ -78,8 +80,10 @@ fn thing() -> Result<Thing> {
     Ok(Thing::new()?.0)
 }
 
+type Allocating = (&'static str, fn(Flags) -> Result);
+
 /// All that allocates, at least once. What they make, they let go of.
-const ALLOCATING: &[(&str, fn(Flags) -> Result)] = &[
+const ALLOCATING: &[Allocating] = &[
     ("PerCpu::zeroed", |gfp| {
         PerCpu::<Local<u64>>::zeroed(gfp)?;
         Ok(())

@@ -46,8 +46,6 @@ THIS_CPU(16)
 THIS_CPU(32)
 THIS_CPU(64)
 
-u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b);
-
 /* Does operation @op, of those above, on this CPU's variable of @bits. */
 u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)
 {
