@@ -343,26 +343,16 @@ fn seed() -> u32 {
     }
 }
 
-/// Equality, in a single thread.
-pub(super) fn c_says_the_same() -> Result<Outcome> {
-    const SEQUENCES: usize = 2000;
-    const ROUNDS: usize = 12;
+/// Operations of a sequence in a round.
+const STEPS: usize = 8;
 
-    let seed = seed();
-    pr_info!("        # seed={seed}\n");
-    let mut all = KVVec::with_capacity(SEQUENCES, GFP_KERNEL)?;
-    while all.len() < SEQUENCES {
-        let mut random = Random::new(seed, all.len());
-        all.push((Pair::new(random.below(3))?, random), GFP_KERNEL)?;
-    }
-
-    let mut steps = 0;
-    for round in 0..=ROUNDS {
+/// So many rounds, and then the end.
+fn rounds(all: &mut [(Pair, Random)], last: usize) -> Result {
+    for round in 0..=last {
         for (number, (pair, random)) in all.iter_mut().enumerate() {
             let section = read_lock();
-            let result = if round < ROUNDS {
-                steps += 8;
-                (0..8).try_for_each(|_| pair.step(random))
+            let result = if round < last {
+                (0..STEPS).try_for_each(|_| pair.step(random))
             } else {
                 // The end, for those that have not come to it.
                 let n = pair.count();
@@ -391,6 +381,26 @@ pub(super) fn c_says_the_same() -> Result<Outcome> {
                 .inspect_err(|_| pr_err!("        # sequence {number}, round {round}\n"))?;
         }
     }
+    Ok(())
+}
+
+/// Equality, in a single thread.
+pub(super) fn c_says_the_same() -> Result<Outcome> {
+    const SEQUENCES: usize = 2000;
+    const ROUNDS: usize = 12;
+
+    let seed = seed();
+    pr_info!("        # seed={seed}\n");
+    let mut all = KVVec::with_capacity(SEQUENCES, GFP_KERNEL)?;
+    while all.len() < SEQUENCES {
+        let mut random = Random::new(seed, all.len());
+        all.push((Pair::new(random.below(3))?, random), GFP_KERNEL)?;
+    }
+
+    let result = rounds(&mut all, ROUNDS);
+    // Also if it failed, C is not to be freed before its callbacks are done.
+    rcu::barrier();
+    result?;
 
     let mut releases = 0;
     for (pair, _) in &all {
@@ -400,7 +410,8 @@ pub(super) fn c_says_the_same() -> Result<Outcome> {
     }
     drop(all);
     check!(THINGS.load(Relaxed) == 0);
-    pr_info!("        # {SEQUENCES} sequences, {steps} operations, {releases} releases\n");
+    pr_info!("        # {SEQUENCES} sequences, {} operations, {releases} releases\n",
+        SEQUENCES * ROUNDS * STEPS);
     Ok(Passed)
 }
 

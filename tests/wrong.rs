@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Deliberate bugs, to show that the checkers of a debugging kernel, and those who read its log, see
+//! what this project's modules do. Never insert this where you want to go on working.
+
+use core::mem::forget;
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+};
+use percpu_ref::{
+    rcu,
+    Counted,
+    PercpuRef,
+    UniquePercpuRef, //
+};
+
+module! {
+    type: Wrong,
+    name: "rust_percpu_ref_wrong",
+    description: "Deliberate bugs",
+    license: "GPL",
+    params: {
+        bug: u32 {
+            default: 0,
+            description: "Which one",
+        },
+    },
+}
+
+extern "C" {
+    fn percpu_ref_test_wrong(bug: c_uint);
+}
+
+struct Number(u32);
+
+impl Counted for Number {}
+
+/// Takes a mutex in its release, which may be called where one must not sleep.
+struct Sleeping(Pin<KBox<Mutex<u32>>>);
+
+impl Counted for Sleeping {
+    fn release(&self) {
+        *self.0.lock() += 1;
+    }
+}
+
+/// Takes a mutex in its release, with others held.
+struct Nesting(Arc<Mutex<u32>>);
+
+impl Counted for Nesting {
+    fn release(&self) {
+        *self.0.lock() += 1;
+    }
+}
+
+fn use_after_free() -> Result {
+    let object = PercpuRef::from(UniquePercpuRef::new(Number(7), GFP_KERNEL)?);
+    let guard = object.try_get().ok_or(EIO)?;
+    let number = &raw const guard.0;
+    drop(guard);
+    object.kill_and_wait();
+    drop(object);
+    // SAFETY: None: the object is gone.
+    let number = unsafe { number.read_volatile() };
+    pr_info!("{number}\n");
+    Ok(())
+}
+
+fn sleep_in_callback() -> Result {
+    let mutex = KBox::pin_init(new_mutex!(0), GFP_KERNEL)?;
+    drop(PercpuRef::from(UniquePercpuRef::new(Sleeping(mutex), GFP_KERNEL)?));
+    rcu::barrier();
+    Ok(())
+}
+
+/// Puts the last reference with `outer` held, whereupon the release takes `inner`; then takes them
+/// the other way round.
+fn lock_inversion() -> Result {
+    let outer = Arc::pin_init(new_mutex!(0), GFP_KERNEL)?;
+    let inner = Arc::pin_init(new_mutex!(0), GFP_KERNEL)?;
+    let object = PercpuRef::from(UniquePercpuRef::new(Nesting(inner.clone()), GFP_KERNEL)?);
+    let guard = object.try_get();
+    object.kill();
+    rcu::barrier();
+    {
+        let _outer = outer.lock();
+        drop(guard);
+    }
+    let _inner = inner.lock();
+    *outer.lock() += 1;
+    Ok(())
+}
+
+fn leak() -> Result {
+    forget(UniquePercpuRef::new(Number(7), GFP_KERNEL)?);
+    Ok(())
+}
+
+fn overflow() -> Result {
+    let number = UniquePercpuRef::new(Number(u32::MAX), GFP_KERNEL)?;
+    // The compiler is not to see it.
+    let one = core::hint::black_box(1);
+    pr_info!("{}\n", number.0 + one);
+    Ok(())
+}
+
+struct Wrong;
+
+impl kernel::Module for Wrong {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // Up to 7.2 a parameter's value is a reference.
+        let bug: u32 = *core::borrow::Borrow::borrow(&module_parameters::bug.value());
+        match bug {
+            10 => use_after_free()?,
+            11 => sleep_in_callback()?,
+            12 => lock_inversion()?,
+            13 => leak()?,
+            14 => overflow()?,
+            // SAFETY: None, as is its purpose.
+            _ => unsafe { percpu_ref_test_wrong(bug) },
+        }
+        pr_info!(
+            "bug {bug} is done, debug assertions {}\n",
+            if cfg!(debug_assertions) { "on" } else { "off" }
+        );
+        Ok(Self)
+    }
+}
