@@ -371,11 +371,11 @@ fn kill_checked(thing: &PercpuRef<Thing>) -> bool {
     thing.kill_and_confirm(Thing::confirm)
 }
 
-/// Waits for `condition`, for at most ten seconds.
+/// Waits for `condition`, for at most half a minute: a debugging kernel in an emulator is slow.
 fn wait_for(condition: impl Fn() -> bool) -> Result {
     let start = Instant::<Monotonic>::now();
     while !condition() {
-        check!(start.elapsed() < Delta::from_secs(10));
+        check!(start.elapsed() < Delta::from_secs(30));
         fsleep(Delta::from_millis(1));
     }
     Ok(())

@@ -728,7 +728,7 @@ pub(super) fn freeze_and_thaw() -> Result<Outcome> {
         fsleep(Delta::from_micros(2000 + 1531 * number as i64));
     };
     Arena::run(&arena, freeze, |arena| {
-        arena.passed.get() > 1000 && arena.kills.get() > 5
+        arena.passed.get() > 1000 && arena.kills.get() > 3
     })?;
 
     check!(arena.errors.get() == 0);
