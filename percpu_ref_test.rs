@@ -761,12 +761,12 @@ fn init_fails() -> Result<Outcome> {
 }
 
 /// A `Thing` of some size.
-struct Block {
+struct Block<const SIZE: usize> {
     _thing: Thing,
-    _bytes: MaybeUninit<[u8; 96 << 10]>,
+    _bytes: MaybeUninit<[u8; SIZE]>,
 }
 
-impl Block {
+impl<const SIZE: usize> Block<SIZE> {
     fn of(thing: Thing) -> impl PinInit<Self> {
         init!(Self {
             _thing: thing,
@@ -775,7 +775,7 @@ impl Block {
     }
 }
 
-impl Counted for Block {
+impl<const SIZE: usize> Counted for Block<SIZE> {
     fn release(&self) {
         self._thing.release();
     }
@@ -811,7 +811,7 @@ fn cancel_init() -> Result<Outcome> {
 /// behind, memory would run out. The small objects are many, so that lost per-CPU counters show in
 /// the line `Percpu` of `/proc/meminfo`.
 fn no_leak_in_bulk() -> Result<Outcome> {
-    bulk(2_000, || Ok(Block::of(Thing::new()?.0)))?;
+    bulk(2_000, || Ok(Block::<{ 96 << 10 }>::of(Thing::new()?.0)))?;
     bulk(10_000, || Ok(Thing::new()?.0))?;
     Ok(Passed)
 }

@@ -22,7 +22,7 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
 # console		the kernel's name of its serial line
 # seconds		that the guest may take
 # memory		of the guest, in MB
-# variants		kernel arguments, with each of which all is run once more in the guest
+# variants		kernel arguments, with each of which the test module is run once more
 targets="amd64 rt-amd64 amd64-7.2 arm64 debug"
 describe_target() {
 	config="" tools="" image="" memory=256 seconds=240 variants=""

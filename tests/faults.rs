@@ -215,10 +215,11 @@ pub(super) fn ends_need_no_memory() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Takes all the memory that can be had without waiting, in large objects, and then what is kept for
-/// those who must not fail, in small ones. Ending all of them gives it back.
+/// Takes all the memory that can be had without waiting, in objects so large that pieces of it remain
+/// for the rest of the kernel, and then what is kept for those who must not fail, in small ones.
+/// Ending all of them gives it back.
 pub(super) fn memory_pressure() -> Result<Outcome> {
-    const MOST_LARGE: usize = 20_000;
+    const MOST_LARGE: usize = 2_000;
     const MOST_SMALL: usize = 4_000;
     let events = Arc::new(Events::default(), GFP_KERNEL)?;
     let mut large = KVVec::with_capacity(MOST_LARGE, GFP_KERNEL)?;
@@ -227,7 +228,7 @@ pub(super) fn memory_pressure() -> Result<Outcome> {
 
     let mut error = None;
     while error.is_none() && large.len() < MOST_LARGE {
-        match UniquePercpuRef::new(Block::of(Thing::with(&events)), flags) {
+        match UniquePercpuRef::new(Block::<{ 2 << 20 }>::of(Thing::with(&events)), flags) {
             Ok(unique) => large.push(PercpuRef::from(unique), flags)?,
             Err(e) => error = Some(e),
         }

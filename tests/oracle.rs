@@ -410,8 +410,10 @@ pub(super) fn c_says_the_same() -> Result<Outcome> {
     }
     drop(all);
     check!(THINGS.load(Relaxed) == 0);
-    pr_info!("        # {SEQUENCES} sequences, {} operations, {releases} releases\n",
-        SEQUENCES * ROUNDS * STEPS);
+    pr_info!(
+        "        # {SEQUENCES} sequences, {} operations, {releases} releases\n",
+        SEQUENCES * ROUNDS * STEPS
+    );
     Ok(Passed)
 }
 

@@ -250,7 +250,10 @@ impl Stage {
             let passing = match turn % 3 {
                 0 => self.gate.try_get(),
                 1 => self.gate.try_get_live(),
-                _ => self.kept.try_get_many(turn & 127).and_then(|mut batch| batch.take()),
+                _ => self
+                    .kept
+                    .try_get_many(turn & 127)
+                    .and_then(|mut batch| batch.take()),
             };
             if let Some(guard) = passing {
                 Gate::pass(guard);

@@ -73,7 +73,10 @@ fn use_after_free() -> Result {
 
 fn sleep_in_callback() -> Result {
     let mutex = KBox::pin_init(new_mutex!(0), GFP_KERNEL)?;
-    drop(PercpuRef::from(UniquePercpuRef::new(Sleeping(mutex), GFP_KERNEL)?));
+    drop(PercpuRef::from(UniquePercpuRef::new(
+        Sleeping(mutex),
+        GFP_KERNEL,
+    )?));
     rcu::barrier();
     Ok(())
 }
