@@ -262,6 +262,9 @@ impl Stage {
                 fsleep(Delta::from_micros(300));
             }
         }
+        // Somebody may wait for the end of what it is a reference to.
+        let left = self.left.lock().take();
+        drop(left);
     }
 
     /// Puts new objects in the places of old ones, and ends those in each way.
