@@ -36,14 +36,11 @@ use kernel::{
     do_once_lite,
     fmt,
     prelude::*,
-    sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full,
-            Relaxed, //
-        },
-        rcu::Guard, //
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Relaxed, //
     },
     types::Opaque,
     warn_on, //
@@ -55,7 +52,10 @@ use crate::{
         PerCpu,
         PreemptGuard, //
     },
-    rcu::RcuHead,
+    rcu::{
+        read_once,
+        RcuHead, //
+    },
     unload::{
         self,
         Class,
@@ -175,6 +175,11 @@ pub(crate) struct Count {
     phase: Phase,
 }
 
+// No more than C's `percpu_ref` and `percpu_ref_data` take together, and as much on each CPU. With
+// lockdep, a `work_struct` is larger.
+const _: () = assert!(cfg!(CONFIG_LOCKDEP) || size_of::<Count>() <= 72);
+const _: () = assert!(size_of::<Local<u64>>() == 8);
+
 /// While it lives, a count needs the one, and for its end the other.
 #[repr(C)]
 union Phase {
@@ -192,30 +197,37 @@ unsafe impl Send for Count {}
 unsafe impl Sync for Count {}
 
 impl Count {
-    /// A new count for an object with the operations `ops`.
+    /// Makes a count for an object with the operations `ops`, in place.
     ///
     /// Fails with `ENOMEM`, and as [`Class::get`] does.
-    pub(crate) fn new(ops: &'static Ops, start: Start, gfp: Flags) -> Result<Self> {
-        let counters = PerCpu::<Local<u64>>::zeroed(gfp)?;
-        let class = Class::get(ops, gfp)?;
-        let (flags, atomic, state) = match start {
-            Start::Once => (0, 1 + BIAS, 2),
-            Start::Reinit => (0, 1 + BIAS, 2 | REINIT),
-            Start::Atomic => (FORCE, 1 + BIAS, 2 | REINIT),
-            Start::Dead => (DEAD, 0, 1 | REINIT),
-        };
+    pub(crate) fn new(ops: &'static Ops, start: Start, gfp: Flags) -> impl Init<Self, Error> {
+        let init = move |slot: *mut Self| {
+            let counters = PerCpu::<Local<u64>>::zeroed(gfp)?;
+            let class = Class::get(ops, gfp)?;
+            let (flags, atomic, state) = match start {
+                Start::Once => (0, 1 + BIAS, 2),
+                Start::Reinit => (0, 1 + BIAS, 2 | REINIT),
+                Start::Atomic => (FORCE, 1 + BIAS, 2 | REINIT),
+                Start::Dead => (DEAD, 0, 1 | REINIT),
+            };
 
-        // INVARIANT: The counters are zero. There is the initial reference, or the reference is
-        // closed and there is none. The holds are one life, if there is one, and the handle.
-        Ok(Self {
-            word: Atomic::new(counters.into_raw().as_ptr().expose_provenance() | flags),
-            atomic: Atomic::new(atomic),
-            class,
-            state: Atomic::new(state),
-            phase: Phase {
-                switch: ManuallyDrop::new(Switch::new()),
-            },
-        })
+            // INVARIANT: The counters are zero. There is the initial reference, or the reference is
+            // closed and there is none. The holds are one life, if there is one, and the handle.
+            let count = Self {
+                word: Atomic::new(counters.into_raw().as_ptr().expose_provenance() | flags),
+                atomic: Atomic::new(atomic),
+                class,
+                state: Atomic::new(state),
+                phase: Phase {
+                    switch: ManuallyDrop::new(Switch::new()),
+                },
+            };
+            // SAFETY: `slot` is valid for writes.
+            unsafe { slot.write(count) };
+            Ok(())
+        };
+        // SAFETY: The closure makes all of the count, or fails and makes nothing.
+        unsafe { pin_init::init_from_closure(init) }
     }
 
     /// The counters that `word` is the address of.
@@ -246,42 +258,35 @@ impl Count {
     }
 
     /// Does `local` with the counters in per-CPU mode, and else says that it is not.
-    #[inline]
-    fn if_percpu(&self, local: impl FnOnce(&PerCpu<Local<u64>>)) -> bool {
-        let _guard = PreemptGuard::new();
+    #[inline(always)]
+    fn if_percpu(&self, local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard)) -> bool {
+        // RCU takes this for a read-side critical section.
+        let guard = PreemptGuard::new();
 
-        // SAFETY: A region with preemption disabled is a read-side critical section.
-        unsafe { self.if_percpu_rcu(local) }
-    }
-
-    /// The same inside a read-side critical section of any kind.
-    ///
-    /// # Safety
-    ///
-    /// The caller is in one.
-    #[inline]
-    unsafe fn if_percpu_rcu(&self, local: impl FnOnce(&PerCpu<Local<u64>>)) -> bool {
         // `Relaxed`: the counters are zero before the word lacks `ATOMIC`, and their address
         // depends on it (see `switch_to_percpu()`). Who misses `ATOMIC` here is waited for by the
         // grace period that is started after it is set.
-        let word = self.word.load(Relaxed);
-        if word & ATOMIC != 0 {
-            return false;
+        let word = read_once(&self.word);
+        if word & ATOMIC == 0 {
+            // SAFETY: `ATOMIC` is not set, and we are in a read-side critical section.
+            local(&*unsafe { Self::counters(word) }, &guard);
+            drop(guard);
+            true
+        } else {
+            leave(guard);
+            false
         }
-
-        // SAFETY: `ATOMIC` is not set, and the caller is in a read-side critical section.
-        local(&*unsafe { Self::counters(word) });
-        true
     }
 
     /// Adds `n` references. The caller has one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, n: usize) {
-        if n > MAX_LOCAL || !self.if_percpu(|counters| counters.add(n as u64)) {
+        if n > MAX_LOCAL || !self.if_percpu(|counters, guard| add(counters, n, guard)) {
             self.get_atomic(n);
         }
     }
 
+    #[cold]
     #[inline(never)]
     fn get_atomic(&self, n: usize) {
         // `Relaxed`: the caller's own reference orders this against the end.
@@ -297,32 +302,24 @@ impl Count {
     }
 
     /// Adds `n` references if the reference is not closed, and they are not too many.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_get(&self, n: usize) -> bool {
-        (n <= MAX_LOCAL && self.if_percpu(|counters| counters.add(n as u64)))
+        (n <= MAX_LOCAL && self.if_percpu(|counters, guard| add(counters, n, guard)))
             || self.try_get_atomic(n)
     }
 
     /// Adds a reference if the reference is not dying.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_get_live(&self) -> bool {
-        self.if_percpu(|counters| counters.inc()) || (!self.is_dying() && self.try_get_atomic(1))
+        self.if_percpu(PerCpu::inc_inline) || (!self.is_dying() && self.try_get_atomic(1))
     }
 
-    /// The same for a caller inside a read-side critical section.
-    #[inline]
-    pub(crate) fn try_get_live_rcu(&self, _section: &Guard) -> bool {
-        // SAFETY: The guard says so.
-        let counted = unsafe { self.if_percpu_rcu(|counters| counters.inc()) };
-
-        counted || (!self.is_dying() && self.try_get_atomic(1))
-    }
-
+    #[cold]
     #[inline(never)]
     fn try_get_atomic(&self, n: usize) -> bool {
         // The test and the addition must be one step, so that nothing succeeds once the bias is
         // out.
-        let mut old = self.atomic.load(Relaxed);
+        let mut old = read_once(&self.atomic);
         while is_open(old) && is_open(plus(old, n)) {
             // `Relaxed`: there is the initial reference until after the bias is out.
             match self.atomic.cmpxchg(old, plus(old, n), Relaxed) {
@@ -339,12 +336,12 @@ impl Count {
     ///
     /// The caller owns `n` references, at least one, to the object that begins at `this`, and gives
     /// them up.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn put(this: NonNull<Self>, n: usize) {
         // SAFETY: There is a reference, so the object is alive.
         let count = unsafe { this.as_ref() };
 
-        if n > MAX_LOCAL || !count.if_percpu(|counters| counters.sub(n as u64)) {
+        if n > MAX_LOCAL || !count.if_percpu(|counters, guard| sub(counters, n, guard)) {
             // The section is over: `release()` may take sleeping locks on PREEMPT_RT, and our
             // reference alone keeps the object until the next line.
             //
@@ -356,6 +353,7 @@ impl Count {
     /// # Safety
     ///
     /// As for [`Count::put`].
+    #[cold]
     #[inline(never)]
     unsafe fn put_atomic(this: NonNull<Self>, n: usize) {
         // SAFETY: There is a reference, so the object is alive.
@@ -379,7 +377,7 @@ impl Count {
 
     /// Changes `atomic` to what `new` makes of it, and returns what it was.
     fn update(&self, new: impl Fn(u64) -> u64) -> u64 {
-        let mut old = self.atomic.load(Relaxed);
+        let mut old = read_once(&self.atomic);
         // `Full`, for all of the callers' sakes.
         while let Err(found) = self.atomic.cmpxchg(old, new(old), Full) {
             old = found;
@@ -435,7 +433,7 @@ impl Count {
     unsafe fn finish_release(this: NonNull<Self>, running: Option<Running<'static>>) {
         // SAFETY: The memory is there while this life holds it.
         let count = unsafe { this.as_ref() };
-        let is_last = count.state.load(Relaxed) & REINIT == 0;
+        let is_last = read_once(&count.state) & REINIT == 0;
 
         let leaked = match running {
             Some(running) => {
@@ -492,7 +490,7 @@ impl Count {
             // SAFETY: Nobody has the object any more. This happens once.
             unsafe { (running.ops().drop)(this.cast()) };
             // SAFETY: Nobody has the count any more; not used after this.
-            unsafe { ManuallyDrop::drop(&mut Self::counters(count.word.load(Relaxed))) };
+            unsafe { ManuallyDrop::drop(&mut Self::counters(read_once(&count.word))) };
             count.class.put();
         } else if state & LEAKED != 0 {
             return;
@@ -516,7 +514,7 @@ impl Count {
     /// Lets RCU readers come upon the object. The caller has the handle.
     pub(crate) fn publish(&self) {
         // `Relaxed`: who takes away the last hold does so by an operation on the same variable.
-        let mut state = self.state.load(Relaxed);
+        let mut state = read_once(&self.state);
         while state & PUBLISHED == 0 {
             match self.state.cmpxchg(state, state | PUBLISHED, Relaxed) {
                 Ok(_) => break,
@@ -528,7 +526,7 @@ impl Count {
     /// Whether the reference was killed, and not resurrected since.
     pub(crate) fn is_dying(&self) -> bool {
         // `Relaxed`: the answer may be old the moment it is given.
-        self.word.load(Relaxed) & DEAD != 0
+        read_once(&self.word) & DEAD != 0
     }
 
     /// Whether the reference is closed and there are no references.
@@ -557,6 +555,32 @@ impl Count {
     /// Enters the functions of the object's module; see [`Class::enter`].
     pub(crate) fn enter_module(&self) -> Option<Running<'static>> {
         self.class.enter()
+    }
+}
+
+/// Drops the guard out of line, which leaves the fast path a single branch and small enough to be
+/// inlined.
+#[cold]
+#[inline(never)]
+fn leave(_guard: PreemptGuard) {}
+
+/// Adds `n` to this CPU's counter. For all but the batches that is the constant 1.
+#[inline(always)]
+fn add(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
+    if n == 1 {
+        counters.inc_inline(guard);
+    } else {
+        counters.add_inline(n as u64, guard);
+    }
+}
+
+/// Subtracts `n`, likewise.
+#[inline(always)]
+fn sub(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
+    if n == 1 {
+        counters.dec_inline(guard);
+    } else {
+        counters.add_inline((n as u64).wrapping_neg(), guard);
     }
 }
 
@@ -597,18 +621,21 @@ impl Drop for Count {
     /// Undoes [`Count::new`] for a reference that was never shared. No callback is involved.
     #[doc(alias("percpu_ref_cancel_init", "percpu_ref_exit"))]
     fn drop(&mut self) {
-        let word = self.word.load(Relaxed);
+        let word = read_once(&self.word);
         // SAFETY: Only an unshared count is dropped.
         let mut counters = unsafe { Self::counters(word) };
-        let expected = if word & DEAD == 0 { 1 + BIAS } else { 0 };
 
-        // Each counter, not their sum: a get here and a put there are a use, too.
-        if self.atomic.load(Relaxed) != expected
-            || counters
-                .iter_mut()
-                .any(|(_, counter)| *counter.get_mut() != 0)
-        {
-            do_once_lite! { warn_on!(true); }
+        // No safe code can bring this about.
+        if cfg!(debug_assertions) {
+            let expected = if word & DEAD == 0 { 1 + BIAS } else { 0 };
+            // Each counter, not their sum: a get here and a put there are a use, too.
+            let is_used = read_once(&self.atomic) != expected
+                || counters
+                    .iter_mut()
+                    .any(|(_, counter)| *counter.get_mut() != 0);
+            if is_used {
+                do_once_lite! { warn_on!(true); }
+            }
         }
 
         // SAFETY: Not used after this.

@@ -57,7 +57,7 @@ impl<T: Counted> PercpuRefGuard<T> {
     ///
     /// Any context but NMI.
     #[doc(alias = "percpu_ref_get_many")]
-    #[inline]
+    #[inline(always)]
     pub fn get_many(&self, n: usize) -> PercpuRefBatch<T> {
         // SAFETY: By the type invariant, the object is alive.
         unsafe { &(*self.inner.as_ptr()).count }.get(n);
@@ -82,7 +82,7 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
     ///
     /// Any context but NMI.
     #[doc(alias = "percpu_ref_get")]
-    #[inline]
+    #[inline(always)]
     fn clone(&self) -> Self {
         // SAFETY: By the type invariant, the object is alive.
         unsafe { &(*self.inner.as_ptr()).count }.get(1);
@@ -101,7 +101,7 @@ impl<T: Counted> Drop for PercpuRefGuard<T> {
     /// allow in a hard interrupt or with preemption disabled. What was done with the object before
     /// is visible to its release.
     #[doc(alias = "percpu_ref_put")]
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: By the type invariant, there is a reference, and it goes with the guard.
         unsafe { Count::put(self.inner.cast(), 1) };
@@ -241,7 +241,7 @@ impl<T: Counted> From<PercpuRefGuard<T>> for PercpuRefBatch<T> {
 impl<T: Counted> Drop for PercpuRefBatch<T> {
     /// Puts all references in one go; otherwise like the drop of a [`PercpuRefGuard`].
     #[doc(alias = "percpu_ref_put_many")]
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         if self.len > 0 {
             // SAFETY: By the type invariant, there are so many references, and they go with the

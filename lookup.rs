@@ -100,7 +100,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     #[doc(alias("rcu_dereference", "percpu_ref_tryget_live_rcu"))]
     #[inline]
     pub fn try_get_live(&self, section: &Guard) -> Option<PercpuRefGuard<T>> {
-        self.find(section)?.try_get_live_rcu(section)
+        self.find(section)?.try_get_live()
     }
 
     /// What is in this place, or was when the critical section began. Only to be asked for

@@ -25,6 +25,7 @@ use core::{
     iter,
     marker::PhantomData,
     mem::{
+        self,
         ManuallyDrop,
         MaybeUninit, //
     },
@@ -41,15 +42,15 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
+#[path = "inline.rs"]
+mod inline;
+
 extern "C" {
-    fn rust_percpu_ref_preempt_disable();
-    fn rust_percpu_ref_preempt_enable();
     fn rust_percpu_ref_alloc_percpu_gfp(
         size: usize,
         align: usize,
         gfp: bindings::gfp_t,
     ) -> *mut c_void;
-    fn rust_percpu_ref_per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void;
     fn rust_percpu_ref_this_cpu_ptr(ptr: *mut c_void) -> *mut c_void;
     fn rust_percpu_ref_cpu_possible(cpu: c_uint) -> bool;
     fn rust_percpu_ref_next_possible_cpu(cpu: c_int) -> c_uint;
@@ -72,10 +73,9 @@ pub struct PreemptGuard(NotThreadSafe);
 impl PreemptGuard {
     /// Disables preemption.
     #[doc(alias = "preempt_disable")]
-    #[inline]
+    #[inline(always)]
     pub fn new() -> Self {
-        // SAFETY: May be called in any context; `drop` makes the call that pairs with it.
-        unsafe { rust_percpu_ref_preempt_disable() };
+        inline::preempt_disable();
         // INVARIANT: Preemption was disabled just now, and `drop` alone enables it.
         Self(NotThreadSafe)
     }
@@ -90,10 +90,10 @@ impl Default for PreemptGuard {
 
 impl Drop for PreemptGuard {
     #[doc(alias = "preempt_enable")]
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: By the type invariant, this pairs with the call in `new`, on the same CPU.
-        unsafe { rust_percpu_ref_preempt_enable() };
+        unsafe { inline::preempt_enable() };
     }
 }
 
@@ -324,7 +324,7 @@ const _: () = assert!(gfp_t(GFP_KERNEL) == bindings::GFP_KERNEL);
 /// `ptr` came from [`PerCpu::alloc`] and is not freed, and `cpu` is possible.
 unsafe fn copy_of<T>(ptr: NonNull<c_void>, cpu: CpuId) -> NonNull<T> {
     // SAFETY: By the function's requirement, this is pointer arithmetic within the allocation.
-    let copy = unsafe { rust_percpu_ref_per_cpu_ptr(ptr.as_ptr(), cpu.as_u32()) };
+    let copy = unsafe { inline::per_cpu_ptr(ptr.as_ptr(), cpu.as_u32()) };
 
     // SAFETY: The copy of a possible CPU has an address, so this is not null.
     unsafe { NonNull::new_unchecked(copy.cast()) }
@@ -336,9 +336,12 @@ unsafe fn copy_of<T>(ptr: NonNull<c_void>, cpu: CpuId) -> NonNull<T> {
 ///
 /// `ptr` came from [`PerCpu::alloc`], those copies are valid, and nothing uses them any more.
 unsafe fn free<T>(ptr: NonNull<c_void>, filled: usize) {
-    for cpu in possible_cpus().take(filled) {
-        // SAFETY: By the function's requirements, the copy is a valid `T` that nothing else uses.
-        unsafe { copy_of::<T>(ptr, cpu).drop_in_place() };
+    if mem::needs_drop::<T>() {
+        for cpu in possible_cpus().take(filled) {
+            // SAFETY: By the function's requirements, the copy is a valid `T` that nothing else
+            // uses.
+            unsafe { copy_of::<T>(ptr, cpu).drop_in_place() };
+        }
     }
 
     // SAFETY: By the function's requirements, the memory came from the per-CPU allocator and is
@@ -500,6 +503,34 @@ impl<I: Integer> PerCpu<Local<I>> {
         possible_cpus()
             .filter_map(|cpu| self.read_cpu(cpu))
             .fold(I::ZERO, I::wrapping_add)
+    }
+}
+
+/// The same inlined, for who has disabled preemption already.
+impl PerCpu<Local<u64>> {
+    /// Adds to this CPU's copy.
+    #[doc(alias = "this_cpu_add")]
+    #[inline(always)]
+    pub(crate) fn add_inline(&self, value: u64, _guard: &PreemptGuard) {
+        // SAFETY: By the type invariant, `raw()` is per-CPU memory that holds a `u64`. The guard
+        // says that preemption is disabled.
+        unsafe { inline::this_cpu_add(self.raw(), value) };
+    }
+
+    /// Adds one to this CPU's copy.
+    #[doc(alias = "this_cpu_inc")]
+    #[inline(always)]
+    pub(crate) fn inc_inline(&self, _guard: &PreemptGuard) {
+        // SAFETY: As in `add_inline`.
+        unsafe { inline::this_cpu_inc(self.raw()) };
+    }
+
+    /// Subtracts one from this CPU's copy.
+    #[doc(alias = "this_cpu_dec")]
+    #[inline(always)]
+    pub(crate) fn dec_inline(&self, _guard: &PreemptGuard) {
+        // SAFETY: As in `add_inline`.
+        unsafe { inline::this_cpu_dec(self.raw()) };
     }
 }
 

@@ -104,7 +104,10 @@
 use core::{
     borrow::Borrow,
     marker::PhantomData,
-    mem::ManuallyDrop,
+    mem::{
+        self,
+        ManuallyDrop, //
+    },
     ops::{
         Deref,
         DerefMut, //
@@ -350,9 +353,8 @@ impl<T: Counted, K: Kind> UniquePercpuRef<T, K> {
     where
         Error: From<E>,
     {
-        let count = Count::new(&Inner::<T>::OPS, start, flags)?;
         let inner = try_pin_init!(Inner {
-            count,
+            count <- Count::new(&Inner::<T>::OPS, start, flags),
             value <- value,
         }? Error);
         let inner = KBox::try_pin_init(inner, flags)?;
@@ -414,9 +416,21 @@ impl<T: Counted + Unpin, K: Kind> DerefMut for UniquePercpuRef<T, K> {
 impl<T: Counted, K: Kind> Drop for UniquePercpuRef<T, K> {
     fn drop(&mut self) {
         // The module that made the object may be gone, and then nothing of it may be called.
-        if let Some(_running) = self.0.count.enter_module() {
-            // SAFETY: Not used after this.
-            unsafe { ManuallyDrop::drop(&mut self.0) };
+        let _running = if mem::needs_drop::<T>() {
+            let Some(running) = self.0.count.enter_module() else {
+                return;
+            };
+            Some(running)
+        } else {
+            None
+        };
+        // SAFETY: Not used after this. What a `KBox` has came from `kmalloc()`; to drop that would
+        // take `krealloc()` for it, which takes longer.
+        unsafe {
+            let inner = Pin::into_inner_unchecked(ManuallyDrop::take(&mut self.0));
+            let inner = KBox::into_raw(inner);
+            inner.drop_in_place();
+            kernel::bindings::kfree(inner.cast());
         }
     }
 }
@@ -475,7 +489,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     ///
     /// Any context but NMI. Orders no other memory access.
     #[doc(alias = "percpu_ref_tryget")]
-    #[inline]
+    #[inline(always)]
     pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
         if !self.count().try_get(1) {
             return None;
@@ -489,7 +503,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     ///
     /// Otherwise like [`try_get`](Self::try_get).
     #[doc(alias = "percpu_ref_tryget_many")]
-    #[inline]
+    #[inline(always)]
     pub fn try_get_many(&self, n: usize) -> Option<PercpuRefBatch<T>> {
         if !self.count().try_get(n) {
             return None;
@@ -504,7 +518,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     ///
     /// Any context but NMI. Orders no other memory access.
     #[doc(alias = "percpu_ref_tryget_live")]
-    #[inline]
+    #[inline(always)]
     pub fn try_get_live(&self) -> Option<PercpuRefGuard<T>> {
         if !self.count().try_get_live() {
             return None;
@@ -513,16 +527,13 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         Some(unsafe { PercpuRefGuard::new(self.inner) })
     }
 
-    /// The same as [`try_get_live`](Self::try_get_live) for a caller inside an RCU read-side
-    /// critical section, which saves him another one.
+    /// The same as [`try_get_live`](Self::try_get_live), for who is inside an RCU read-side critical
+    /// section and ports code from C. (There it saves another section. Here that is two
+    /// instructions, and not saved.)
     #[doc(alias = "percpu_ref_tryget_live_rcu")]
-    #[inline]
-    pub fn try_get_live_rcu(&self, section: &Guard) -> Option<PercpuRefGuard<T>> {
-        if !self.count().try_get_live_rcu(section) {
-            return None;
-        }
-        // SAFETY: `try_get_live_rcu()` added a reference, which the guard owns.
-        Some(unsafe { PercpuRefGuard::new(self.inner) })
+    #[inline(always)]
+    pub fn try_get_live_rcu(&self, _section: &Guard) -> Option<PercpuRefGuard<T>> {
+        self.try_get_live()
     }
 
     /// Begins the end of the object: after a grace period no new references are given out, and when

@@ -127,6 +127,7 @@ const CASES: &[Case] = &[
     ("percpu_local_operations", percpu_local_operations),
     ("percpu_local_as_in_c", percpu_local_as_in_c),
     ("percpu_local_on_each_cpu", percpu_local_on_each_cpu),
+    ("preempt_guard_as_in_c", preempt_guard_as_in_c),
     ("percpu_values", percpu_values),
     ("percpu_init_rolls_back", percpu_init_rolls_back),
     ("percpu_no_memory", percpu_no_memory),
@@ -531,6 +532,54 @@ fn percpu_local_as_in_c() -> Result<Outcome> {
     Ok(Passed)
 }
 
+extern "C" {
+    fn percpu_ref_test_preempt_count() -> c_uint;
+    fn percpu_ref_test_set_need_resched();
+    fn percpu_ref_test_need_resched() -> bool;
+    fn percpu_ref_test_c_reschedules() -> bool;
+}
+
+/// The guard moves the count that C reads by one, and lets another task run if that was due. So do
+/// a get and a put.
+fn preempt_guard_as_in_c() -> Result<Outcome> {
+    // SAFETY: Has no requirements.
+    let count = || unsafe { percpu_ref_test_preempt_count() };
+    let before = count();
+    let guard = PreemptGuard::new();
+    check!(count() == before + 1);
+    let inner = PreemptGuard::new();
+    check!(count() == before + 2);
+    drop(inner);
+    check!(count() == before + 1);
+    drop(guard);
+    check!(count() == before);
+
+    let (thing, _) = Thing::shared()?;
+    let (mut by_c, mut by_guard, mut by_get, mut by_put) = (0, 0, 0, 0);
+    for _ in 0..100 {
+        // SAFETY: In all of these: to be rescheduled does no harm.
+        let is_done = |run: &mut dyn FnMut()| unsafe {
+            percpu_ref_test_set_need_resched();
+            run();
+            u32::from(!percpu_ref_test_need_resched())
+        };
+        // SAFETY: As above.
+        by_c += u32::from(unsafe { percpu_ref_test_c_reschedules() });
+        by_guard += is_done(&mut || drop(PreemptGuard::new()));
+        let mut guard = None;
+        by_get += is_done(&mut || guard = thing.try_get());
+        by_put += is_done(&mut || drop(guard.take()));
+    }
+    pr_info!("        # rescheduled {by_c} {by_guard} {by_get} {by_put} of 100 times\n");
+    if by_c == 0 {
+        return Ok(Skipped("this kernel does not preempt"));
+    }
+    // The timer may ask for it again at once.
+    check!(by_c > 80 && by_guard > 80 && by_get > 80 && by_put > 80);
+    check!(count() == before);
+    Ok(Passed)
+}
+
 /// Each CPU changes its own integer and no other.
 fn percpu_local_on_each_cpu() -> Result<Outcome> {
     let local = Arc::new(PerCpu::<Local<u64>>::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
@@ -822,9 +871,10 @@ fn bulk<T: Counted, I: PinInit<T>>(count: usize, new: impl Fn() -> Result<I>) ->
     }
     check!(THINGS.load(Relaxed) == 0);
 
-    let mut batch = KVec::with_capacity(500, GFP_KERNEL)?;
-    for _ in 0..count / batch.capacity() {
-        while batch.len() < batch.capacity() {
+    const BATCH: usize = 500;
+    let mut batch = KVec::with_capacity(BATCH, GFP_KERNEL)?;
+    for _ in 0..count / BATCH {
+        while batch.len() < BATCH {
             batch.push(
                 PercpuRef::from(UniquePercpuRef::new(new()?, GFP_KERNEL)?),
                 GFP_KERNEL,

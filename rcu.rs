@@ -39,8 +39,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
+            AtomicType,
             Relaxed,
             Release, //
         },
@@ -187,12 +187,20 @@ pub(crate) unsafe fn init() {
 /// Whether `text` lies in the module that [`close_module`] is at work on. The caller is in an RCU
 /// read-side critical section; if the answer is no, that work does not begin before its end.
 pub(crate) fn is_closing(text: *const c_void) -> bool {
-    // `Acquire` pairs with the `Release` store in `close_module()`.
-    let module = CLOSING.load(Acquire);
+    // Pairs with the `Release` store in `close_module()`, by its address dependency.
+    let module = read_once(&CLOSING);
 
     // SAFETY: `free_module()` (kernel/module/main.c) waits for a grace period after the notifier
     // that sets `CLOSING` back, so the module is there until our critical section ends.
     !module.is_null() && unsafe { within_module(text, module) }
+}
+
+/// A `Relaxed` load that is inlined, which those of the kernel crate may not be.
+#[doc(alias = "READ_ONCE")]
+#[inline(always)]
+pub(crate) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
+    // SAFETY: It is valid, and others change it by atomic operations alone.
+    unsafe { from.as_ptr().read_volatile() }
 }
 
 /// Whether `addr` lies in `module`.

@@ -60,6 +60,7 @@ use super::{
 use crate::{
     rcu::{
         self,
+        read_once,
         RcuHead,
         RcuPointer, //
     },
@@ -110,7 +111,7 @@ impl Count {
         // As long as this lasts, no callback runs that comes to see `DEAD`, and the module of
         // `confirm` does not get past waiting for callbacks.
         let section = read_lock();
-        let mut word = count.word.load(Relaxed);
+        let mut word = read_once(&count.word);
         loop {
             if word & DEAD != 0 {
                 return false;
@@ -160,13 +161,15 @@ impl Count {
             .confirm_kill
             .store(ptr::null_mut(), Relaxed);
         self.confirm(this, confirm);
-        self.set_idle(self.word.load(Relaxed));
+        self.set_idle(read_once(&self.word));
     }
 
     /// Calls `confirm`, unless it is a constant that stands for none or its module is gone.
     fn confirm(&self, this: NonNull<Self>, confirm: *mut c_void) {
-        let confirm = NonNull::new(confirm).filter(|_| confirm != NO_CONFIRM);
-        if let Some((confirm, running)) = confirm.zip(self.class.enter()) {
+        let Some(confirm) = NonNull::new(confirm).filter(|_| confirm != NO_CONFIRM) else {
+            return;
+        };
+        if let Some(running) = self.class.enter() {
             // SAFETY: The callers have the initial reference, or hold the object. By the
             // requirement of the functions that took it, `confirm` fits.
             unsafe { (running.ops().confirm)(this.cast(), confirm) };
@@ -178,7 +181,10 @@ impl Count {
         // `Release` pairs with the `Acquire` of who waits for it, and with who sees by it that the
         // mode is another.
         self.word.store(word & !BUSY, Release);
-        unload::wake_up(self.word.as_ptr());
+        // Nobody waits for the end of an object that lives once to be confirmed.
+        if read_once(&self.state) & REINIT != 0 {
+            unload::wake_up(self.word.as_ptr());
+        }
     }
 
     /// The callback ends a transition. Says whether the reference is closed now, and so its initial
@@ -191,7 +197,7 @@ impl Count {
         }
 
         // `Full`: whoever sees the mode sees all that was done to bring it about.
-        let mut word = self.word.load(Relaxed);
+        let mut word = read_once(&self.word);
         while word & DEAD == 0 {
             match self.word.cmpxchg(word, word & !BUSY, Full) {
                 Ok(_) => {
@@ -375,12 +381,12 @@ unsafe impl RcuPointer for Callback {
 
         // SAFETY: This is the callback. Who used the counters did so in a critical section, and
         // that was over before the grace period was; it orders their last writes before our reads.
-        let mut counters = unsafe { Count::counters(count.word.load(Relaxed)) };
+        let mut counters = unsafe { Count::counters(read_once(&count.word)) };
         let mut percpu = 0u64;
         for (_, counter) in counters.iter_mut() {
             percpu = percpu.wrapping_add(mem::take(counter.get_mut()));
         }
-        if count.state.load(Relaxed) & REINIT == 0 {
+        if read_once(&count.state) & REINIT == 0 {
             // SAFETY: Not used after this; the object lives once.
             unsafe { ManuallyDrop::drop(&mut counters) };
         }
@@ -417,7 +423,10 @@ unsafe impl RcuPointer for Callback {
             }
         }
 
-        count.confirm(this, switch.confirm.xchg(ptr::null_mut(), Relaxed));
+        // Only then there are switches that are no kills.
+        if read_once(&count.state) & REINIT != 0 {
+            count.confirm(this, switch.confirm.xchg(ptr::null_mut(), Relaxed));
+        }
         if count.finish(this, closing) {
             // SAFETY: We own the initial reference.
             unsafe { Count::put(this, 1) };

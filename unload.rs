@@ -50,7 +50,10 @@ use kernel::{
     types::Opaque, //
 };
 
-use crate::rcu;
+use crate::{
+    percpu::PreemptGuard,
+    rcu, //
+};
 
 extern "C" {
     fn rust_percpu_ref_register_module_notifier(block: *mut bindings::notifier_block) -> c_int;
@@ -135,8 +138,9 @@ static CLASSES: Atomic<*mut Class> = Atomic::new(ptr::null_mut());
 
 /// All classes.
 fn classes() -> impl Iterator<Item = &'static Class> {
-    // `Acquire` pairs with the `cmpxchg` in `Class::add_to_list()`, which published the class.
-    let mut next = CLASSES.load(Acquire);
+    // Pairs with the `cmpxchg` in `Class::add_to_list()`, which published the class, by its address
+    // dependency.
+    let mut next = rcu::read_once(&CLASSES);
 
     core::iter::from_fn(move || {
         // SAFETY: Classes live as long as the library.
@@ -156,8 +160,9 @@ impl Class {
 
         loop {
             {
-                // `close_module()` does not close a class of this module while we are in here.
-                let _guard = kernel::sync::rcu::read_lock();
+                // An RCU read-side critical section like any other: `close_module()` does not close
+                // a class of this module while we are in here.
+                let _guard = PreemptGuard::new();
                 if rcu::is_closing(ops.cast()) {
                     return Err(ENODEV);
                 }
@@ -175,7 +180,7 @@ impl Class {
     /// module of `ops` is not closed meanwhile.
     fn find(ops: *mut Ops) -> Option<&'static Self> {
         classes()
-            .find(|class| class.ops.load(Relaxed) == ops)
+            .find(|class| rcu::read_once(&class.ops) == ops)
             .or_else(|| {
                 classes().find(|class| {
                     // `Acquire` pairs with the `Release` store in `close()`. Two threads may come
@@ -276,7 +281,7 @@ impl Running<'_> {
     pub(crate) fn ops(&self) -> &Ops {
         // SAFETY: `enter()` found the class open, and its caller has an object, so by the invariant
         // of `Class` the `ops` are valid. As we are counted, they stay so.
-        unsafe { &*self.0.ops.load(Relaxed) }
+        unsafe { &*rcu::read_once(&self.0.ops) }
     }
 }
 

@@ -4,6 +4,8 @@
  */
 
 #include <linux/percpu.h>
+#include <linux/preempt.h>
+#include <linux/sched.h>
 #include <linux/types.h>
 
 static DEFINE_PER_CPU(u8, var_8);
@@ -59,4 +61,30 @@ u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)
 	default:
 		return this_cpu_64(op, a, b);
 	}
+}
+
+unsigned int percpu_ref_test_preempt_count(void)
+{
+	return preempt_count();
+}
+
+/* As if somebody else were to run now. */
+void percpu_ref_test_set_need_resched(void)
+{
+	set_tsk_need_resched(current);
+	set_preempt_need_resched();
+}
+
+bool percpu_ref_test_need_resched(void)
+{
+	return tif_need_resched();
+}
+
+/* Whether C lets the other one run when preemption is enabled again. */
+bool percpu_ref_test_c_reschedules(void)
+{
+	preempt_disable();
+	percpu_ref_test_set_need_resched();
+	preempt_enable();
+	return !tif_need_resched();
 }
