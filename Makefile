@@ -37,6 +37,9 @@ torture:
 		scripts/boot torture $$target torture_seconds=$(SECONDS) $$((300 + $(SECONDS) * 2)) || exit; \
 	done
 
+bench:
+	@scripts/bench $(TARGETS)
+
 doc:
 	@scripts/doc
 
@@ -44,8 +47,9 @@ help:
 	@echo 'make run              boot a kernel with the modules, from nothing; needs Debian and root'
 	@echo 'make test             all tests, on all targets or on TARGETS="..."'
 	@echo 'make torture          everything at once, for SECONDS=60, on amd64 or on TARGETS="..."'
+	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
 	@echo 'make doc              the documentation, as HTML'
 	@echo 'make KDIR=<tree>      the modules, against a kernel tree of yours'
 	@echo 'make KDIR=<tree> modules_install, make KDIR=<tree> clean'
 
-.PHONY: modules modules_install clean check-kdir run test torture doc help
+.PHONY: modules modules_install clean check-kdir run test torture bench doc help

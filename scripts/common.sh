@@ -23,15 +23,17 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
 # seconds		that the guest may take
 # memory		of the guest, in MB
 # variants		kernel arguments, with each of which the test module is run once more
+# hot_path		the instructions that getting and putting a reference may take, in a function
+#			by itself; none if helpers do it
 targets="amd64 rt-amd64 amd64-7.2 arm64 debug"
 describe_target() {
-	config="" tools="" image="" memory=256 seconds=240 variants=""
+	config="" tools="" image="" memory=256 seconds=240 variants="" hot_path=""
 	case $1 in
 	amd64)
 		series=7.3 flavour=cloud-amd64 deb_arch=amd64
 		make_args="ARCH=x86 CROSS_COMPILE=x86_64-linux-gnu-"
 		qemu="qemu-system-x86_64 -machine q35" console=ttyS0
-		variants="preempt=none preempt=voluntary preempt=full preempt=lazy"
+		variants="preempt=none preempt=voluntary preempt=full preempt=lazy" hot_path=20
 		;;
 	rt-amd64)
 		describe_target amd64
@@ -46,12 +48,14 @@ describe_target() {
 		tools="gcc-aarch64-linux-gnu qemu-system-arm"
 		make_args="ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-"
 		qemu="qemu-system-aarch64 -machine virt,gic-version=3" console=ttyAMA0
+		hot_path=54
 		;;
 	debug)
 		describe_target amd64
 		# With gcc, KASAN and Rust exclude each other.
 		config=scripts/debug.config tools="clang-19 lld-19 llvm-19" make_args="ARCH=x86 LLVM=-19"
 		image=arch/x86/boot/bzImage memory=1024 seconds=900 variants=""
+		hot_path=""
 		;;
 	*)
 		die "there is no target '$1'" "The targets are: $targets."
@@ -141,6 +145,27 @@ in_root() {
 		mount --rbind /dev "$root/dev"
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
 			"$@"' sh "$cache/root" "$project" "$cache" "$@"
+}
+
+# need_space MB: in the cache.
+need_space() {
+	local free
+	free=$(df --output=avail -BM "$cache" | tail -n 1 | tr -dc 0-9)
+	[ "$free" -ge "$1" ] || die "$cache has $free MB free, and $1 MB are needed" \
+		"Make room, or set PERCPU_REF_CACHE to a folder on another disk."
+}
+
+# need_packages WHAT PACKAGE...: in the toolchain's root, besides what it was made of.
+need_packages() {
+	# When an earlier run was interrupted while it installed them, they are there but not ready.
+	in_root dpkg --status "${@:2}" > /dev/null 2>&1 && return
+	need_space 2000
+	step "$1" 600 "$cache/log/${*: -1}" install_packages "${@:2}"
+}
+install_packages() {
+	in_root dpkg --configure -a
+	in_root apt-get update
+	in_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
 # in_crate TARGET TOOL ARGUMENT...: runs rustc or a tool that takes the same options as Kbuild would

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the benchmark compares with, as a driver in C would have it compiled: each function does one
+ * thing @n times. And what only C can say: how many cycles something takes.
+ */
+
+#include <linux/delay.h>
+#include <linux/irqflags.h>
+#include <linux/percpu-refcount.h>
+#include <linux/percpu.h>
+#include <linux/printk.h>
+#include <linux/rcupdate.h>
+#include <linux/refcount.h>
+#include <linux/slab.h>
+#include <linux/timekeeping.h>
+#include <linux/timex.h>
+
+static DEFINE_PER_CPU(unsigned long, counter);
+
+/* An object as a driver would count it, in one of two ways. */
+struct c_object {
+	struct percpu_ref ref;
+	u64 payload[2];
+};
+
+struct c_shared {
+	refcount_t ref;
+	u64 payload[2];
+};
+
+static struct c_object object;
+static struct c_shared shared;
+
+/* Objects that are not released yet, and when the last one was. */
+static atomic_t left;
+static u64 last;
+
+static void released(struct percpu_ref *ref)
+{
+	WRITE_ONCE(last, ktime_get_ns());
+	/* Pairs with the acquire of who waits. */
+	atomic_dec_return_release(&left);
+}
+
+/* What is done once. */
+
+static inline void c_empty(void)
+{
+	barrier();
+}
+
+static inline void this_cpu(void)
+{
+	this_cpu_inc(counter);
+	this_cpu_dec(counter);
+}
+
+static inline void rcu_lock_unlock(void)
+{
+	rcu_read_lock();
+	rcu_read_unlock();
+}
+
+static inline void c_try_get_put(void)
+{
+	if (percpu_ref_tryget(&object.ref))
+		percpu_ref_put(&object.ref);
+}
+
+static inline void c_try_get_live_put(void)
+{
+	if (percpu_ref_tryget_live(&object.ref))
+		percpu_ref_put(&object.ref);
+}
+
+static inline void c_get_put(void)
+{
+	percpu_ref_get(&object.ref);
+	percpu_ref_put(&object.ref);
+}
+
+static inline void c_batch(void)
+{
+	if (percpu_ref_tryget_many(&object.ref, 32))
+		percpu_ref_put_many(&object.ref, 32);
+}
+
+static inline void refcount_put(void)
+{
+	/* As drivers have it; it is not the last one. */
+	if (refcount_dec_and_test(&shared.ref))
+		pr_err("put the last reference\n");
+}
+
+static inline void refcount_try_get_put(void)
+{
+	if (refcount_inc_not_zero(&shared.ref))
+		refcount_put();
+}
+
+static inline void refcount_get_put(void)
+{
+	refcount_inc(&shared.ref);
+	refcount_put();
+}
+
+struct c_object *percpu_ref_bench_c_new(void)
+{
+	struct c_object *c = kzalloc(sizeof(*c), GFP_KERNEL);
+
+	if (c && percpu_ref_init(&c->ref, released, 0, GFP_KERNEL)) {
+		kfree(c);
+		return NULL;
+	}
+	return c;
+}
+
+void percpu_ref_bench_c_free(struct c_object *c)
+{
+	percpu_ref_exit(&c->ref);
+	kfree(c);
+}
+
+static inline void c_init_free(void)
+{
+	struct c_object *c = percpu_ref_bench_c_new();
+
+	if (c)
+		percpu_ref_bench_c_free(c);
+}
+
+static inline void refcount_init_free(void)
+{
+	struct c_shared *c = kmalloc(sizeof(*c), GFP_KERNEL);
+
+	if (!c)
+		return;
+	refcount_set(&c->ref, 1);
+	if (refcount_dec_and_test(&c->ref))
+		kfree(c);
+}
+
+/* The same @n times. */
+
+#define LOOP(once)								\
+noinline void percpu_ref_bench_##once(const void *unused, unsigned long n)	\
+{										\
+	while (n--) {								\
+		once();								\
+		OPTIMIZER_HIDE_VAR(n); /* Or short loops are unrolled. */	\
+	}									\
+}
+
+LOOP(c_empty)
+LOOP(this_cpu)
+LOOP(rcu_lock_unlock)
+LOOP(c_try_get_put)
+LOOP(c_try_get_live_put)
+LOOP(c_get_put)
+LOOP(c_batch)
+LOOP(refcount_try_get_put)
+LOOP(refcount_get_put)
+LOOP(c_init_free)
+LOOP(refcount_init_free)
+
+/* Kills @n objects, and returns the nanoseconds until all are released. */
+u64 percpu_ref_bench_c_kill(struct c_object **objects, unsigned int n)
+{
+	unsigned int i;
+	u64 start;
+
+	atomic_set(&left, n);
+	start = ktime_get_ns();
+	for (i = 0; i < n; i++)
+		percpu_ref_kill(&objects[i]->ref);
+	while (atomic_read_acquire(&left))
+		usleep_range(100, 200);
+	return READ_ONCE(last) - start;
+}
+
+int percpu_ref_bench_init(void)
+{
+	refcount_set(&shared.ref, 1);
+	return percpu_ref_init(&object.ref, released, 0, GFP_KERNEL);
+}
+
+void percpu_ref_bench_exit(void)
+{
+	percpu_ref_exit(&object.ref);
+}
+
+/* A thousand instructions, @n times. */
+void percpu_ref_bench_nops(const void *unused, unsigned long n)
+{
+#if defined(CONFIG_X86_64)
+	asm volatile("1: .rept 998; nop; .endr; decq %0; jnz 1b" : "+r" (n) : : "cc");
+#elif defined(CONFIG_ARM64)
+	asm volatile("1: .rept 998; nop; .endr; subs %0, %0, #1; b.ne 1b" : "+r" (n) : : "cc");
+#endif
+}
+
+/* The cycles that @run takes, with interrupts disabled. */
+u64 percpu_ref_bench_cycles(void (*run)(const void *arg, unsigned long n), const void *arg,
+			    unsigned long n)
+{
+	unsigned long flags;
+	u64 cycles;
+
+	local_irq_save(flags);
+	cycles = get_cycles();
+	run(arg, n);
+	cycles = get_cycles() - cycles;
+	local_irq_restore(flags);
+	return cycles;
+}
