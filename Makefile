@@ -32,7 +32,8 @@ test:
 
 SECONDS ?= 60
 torture:
-	@case '$(SECONDS)' in *[!0-9]*) echo "error: SECONDS=$(SECONDS) is no number" >&2; exit 1;; esac
+	@case '$(SECONDS)' in ''|0*|*[!0-9]*) \
+		echo "error: SECONDS=$(SECONDS) is no number of seconds" >&2; exit 1;; esac
 	@for target in $(or $(TARGETS),amd64); do \
 		scripts/boot torture $$target torture_seconds=$(SECONDS) $$((300 + $(SECONDS) * 2)) || exit; \
 	done

@@ -175,9 +175,9 @@ pub(crate) struct Count {
     phase: Phase,
 }
 
-// No more than C's `percpu_ref` and `percpu_ref_data` take together, and as much on each CPU. With
-// lockdep, a `work_struct` is larger.
-const _: () = assert!(cfg!(CONFIG_LOCKDEP) || size_of::<Count>() <= 72);
+// No more than C's `percpu_ref` and `percpu_ref_data` take together on 64-bit machines, and as much on
+// each CPU. With lockdep, a `work_struct` is larger.
+const _: () = assert!(size_of::<Count>() <= 72 || cfg!(any(CONFIG_LOCKDEP, not(CONFIG_64BIT))));
 const _: () = assert!(size_of::<Local<u64>>() == 8);
 
 /// While it lives, a count needs the one, and for its end the other.
@@ -239,6 +239,7 @@ impl Count {
     /// - it lacks [`ATOMIC`] and an RCU read-side critical section has gone on since it was read,
     ///   or
     /// - this is the callback.
+    #[inline]
     unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
         let ptr = ptr::with_exposed_provenance_mut(word & !ATOMIC);
 
@@ -319,7 +320,7 @@ impl Count {
     fn try_get_atomic(&self, n: usize) -> bool {
         // The test and the addition must be one step, so that nothing succeeds once the bias is
         // out.
-        let mut old = read_once(&self.atomic);
+        let mut old = self.atomic.load(Relaxed);
         while is_open(old) && is_open(plus(old, n)) {
             // `Relaxed`: there is the initial reference until after the bias is out.
             match self.atomic.cmpxchg(old, plus(old, n), Relaxed) {
@@ -377,7 +378,7 @@ impl Count {
 
     /// Changes `atomic` to what `new` makes of it, and returns what it was.
     fn update(&self, new: impl Fn(u64) -> u64) -> u64 {
-        let mut old = read_once(&self.atomic);
+        let mut old = self.atomic.load(Relaxed);
         // `Full`, for all of the callers' sakes.
         while let Err(found) = self.atomic.cmpxchg(old, new(old), Full) {
             old = found;
@@ -558,8 +559,7 @@ impl Count {
     }
 }
 
-/// Drops the guard out of line, which leaves the fast path a single branch and small enough to be
-/// inlined.
+/// Drops the guard out of line, so that the fast path is small enough to be inlined.
 #[cold]
 #[inline(never)]
 fn leave(_guard: PreemptGuard) {}
@@ -629,7 +629,7 @@ impl Drop for Count {
         if cfg!(debug_assertions) {
             let expected = if word & DEAD == 0 { 1 + BIAS } else { 0 };
             // Each counter, not their sum: a get here and a put there are a use, too.
-            let is_used = read_once(&self.atomic) != expected
+            let is_used = self.atomic.load(Relaxed) != expected
                 || counters
                     .iter_mut()
                     .any(|(_, counter)| *counter.get_mut() != 0);

@@ -28,13 +28,13 @@ void rust_percpu_ref_preempt_enable(void)
 	preempt_enable();
 }
 
-#ifdef CONFIG_PREEMPTION
 /* What preempt_enable() calls if it finds that it should. */
 void rust_percpu_ref_preempt_schedule(void)
 {
+#ifdef CONFIG_PREEMPTION
 	__preempt_schedule();
-}
 #endif
+}
 
 void __percpu *rust_percpu_ref_alloc_percpu_gfp(size_t size, size_t align, gfp_t gfp)
 {

@@ -2,9 +2,7 @@
 
 //! What getting and putting a reference is made of, inlined into the caller on x86-64 and arm64.
 //!
-//! There it does what the inline functions of C do. On other architectures the helpers in C do it,
-//! and on these, too, in kernels where `preempt_disable()` is more than counting (`DEBUG_PREEMPT`,
-//! `TRACE_PREEMPT_TOGGLE`) or may be less (no `PREEMPTION`).
+//! There it does what the inline functions of C do. On other architectures, the helpers in C do it.
 //!
 //! C headers: [`include/linux/preempt.h`](srctree/include/linux/preempt.h),
 //! [`include/linux/percpu-defs.h`](srctree/include/linux/percpu-defs.h)
@@ -14,10 +12,22 @@ use kernel::ffi::{
     c_void, //
 };
 
+/// Whether `preempt_disable()` is counting, and nothing else. With these debugging options it is
+/// more, and a kernel that does not preempt need not count. Then the helpers do this, too.
+const COUNTS: bool = cfg!(all(
+    CONFIG_PREEMPTION,
+    not(CONFIG_DEBUG_PREEMPT),
+    not(CONFIG_TRACE_PREEMPT_TOGGLE)
+));
+
 /// Disables preemption on this CPU. A compiler barrier after that.
 #[inline(always)]
 pub(super) fn preempt_disable() {
-    arch::preempt_disable();
+    if COUNTS {
+        arch::preempt_disable();
+    } else {
+        helper::preempt_disable();
+    }
 }
 
 /// Undoes it, after a compiler barrier, and lets another task run if one is due.
@@ -28,7 +38,24 @@ pub(super) fn preempt_disable() {
 #[inline(always)]
 pub(super) unsafe fn preempt_enable() {
     // SAFETY: As the function requires.
-    unsafe { arch::preempt_enable() };
+    unsafe {
+        if COUNTS {
+            arch::preempt_enable();
+        } else {
+            helper::preempt_enable();
+        }
+    }
+}
+
+/// Lets another task run, out of line, for an architecture's `preempt_enable()`.
+#[cold]
+#[inline(never)]
+fn preempt_schedule() {
+    extern "C" {
+        fn rust_percpu_ref_preempt_schedule();
+    }
+    // SAFETY: May be called in any context. It does nothing where the task must not be preempted.
+    unsafe { rust_percpu_ref_preempt_schedule() };
 }
 
 /// Adds to this CPU's copy, as a whole with respect to interrupts.
@@ -77,28 +104,19 @@ pub(super) unsafe fn per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void {
 
 /// C source: [`arch/x86/include/asm/preempt.h`](srctree/arch/x86/include/asm/preempt.h),
 /// [`arch/x86/include/asm/percpu.h`](srctree/arch/x86/include/asm/percpu.h)
-#[cfg(all(
-    CONFIG_X86_64,
-    CONFIG_SMP,
-    CONFIG_PREEMPTION,
-    not(CONFIG_DEBUG_PREEMPT),
-    not(CONFIG_TRACE_PREEMPT_TOGGLE),
-    not(CONFIG_UML)
-))]
+#[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
 mod arch {
     use core::arch::asm;
     use kernel::bindings::__preempt_count;
 
-    pub(super) use super::inlined::per_cpu_ptr;
-    use super::inlined::preempt_schedule;
+    pub(super) use super::offset::per_cpu_ptr;
+    use super::preempt_schedule;
 
     /// The count has 32 bits, or in newer kernels 64. The topmost one is clear if the task is to be
     /// rescheduled, so that a decrement to zero says that it may be, too.
-    const IS_WIDE: bool = match size_of_pointee(&raw const __preempt_count) {
-        8 => true,
-        4 => false,
-        _ => panic!("unknown preemption count"),
-    };
+    const IS_WIDE: bool = size_of_pointee(&raw const __preempt_count) == 8;
+
+    const _: () = assert!(IS_WIDE == cfg!(CONFIG_HAS_SEPARATE_PREEMPT_RESCHED_BITS));
 
     const fn size_of_pointee<T>(_: *const T) -> usize {
         size_of::<T>()
@@ -168,13 +186,7 @@ mod arch {
 
 /// C source: [`arch/arm64/include/asm/preempt.h`](srctree/arch/arm64/include/asm/preempt.h),
 /// [`arch/arm64/include/asm/percpu.h`](srctree/arch/arm64/include/asm/percpu.h)
-#[cfg(all(
-    CONFIG_ARM64,
-    CONFIG_SMP,
-    CONFIG_PREEMPTION,
-    not(CONFIG_DEBUG_PREEMPT),
-    not(CONFIG_TRACE_PREEMPT_TOGGLE)
-))]
+#[cfg(CONFIG_ARM64)]
 mod arch {
     use core::arch::asm;
     use kernel::bindings::{
@@ -182,8 +194,8 @@ mod arch {
         thread_info, //
     };
 
-    pub(super) use super::inlined::per_cpu_ptr;
-    use super::inlined::preempt_schedule;
+    pub(super) use super::offset::per_cpu_ptr;
+    use super::preempt_schedule;
 
     #[inline(always)]
     fn current_thread_info() -> *mut thread_info {
@@ -285,32 +297,15 @@ mod arch {
     }
 }
 
-/// What x86-64 and arm64 share.
-#[cfg(all(
-    any(CONFIG_X86_64, CONFIG_ARM64),
-    CONFIG_SMP,
-    CONFIG_PREEMPTION,
-    not(CONFIG_DEBUG_PREEMPT),
-    not(CONFIG_TRACE_PREEMPT_TOGGLE),
-    not(CONFIG_UML)
-))]
-mod inlined {
+/// By the offset of each CPU. C header:
+/// [`include/asm-generic/percpu.h`](srctree/include/asm-generic/percpu.h)
+#[cfg(any(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)), CONFIG_ARM64))]
+mod offset {
     use super::{
         c_uint,
         c_void, //
     };
     use kernel::bindings::__per_cpu_offset;
-
-    extern "C" {
-        fn rust_percpu_ref_preempt_schedule();
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(super) fn preempt_schedule() {
-        // SAFETY: May be called in any context. It does nothing where one must not sleep.
-        unsafe { rust_percpu_ref_preempt_schedule() };
-    }
 
     #[inline(always)]
     pub(super) unsafe fn per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void {
@@ -321,16 +316,12 @@ mod inlined {
     }
 }
 
+#[cfg(not(any(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)), CONFIG_ARM64)))]
+use helper as arch;
+
 /// By the helpers in C.
-#[cfg(not(all(
-    any(CONFIG_X86_64, CONFIG_ARM64),
-    CONFIG_SMP,
-    CONFIG_PREEMPTION,
-    not(CONFIG_DEBUG_PREEMPT),
-    not(CONFIG_TRACE_PREEMPT_TOGGLE),
-    not(CONFIG_UML)
-)))]
-mod arch {
+#[allow(dead_code)] // Some architectures have their own.
+mod helper {
     use super::{
         c_uint,
         c_void, //

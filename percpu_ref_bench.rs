@@ -10,8 +10,8 @@
 //! An *operation* is done in loops by all the *implementations* that have it, one after the other, on
 //! so many CPUs at once, in threads that stay on their CPUs and begin together. That is a *round*; the
 //! next one has them in the opposite order, so that what drifts meets all alike. The first round warms
-//! up and is not counted. From each time that of the empty loop in the same round is subtracted. What
-//! is printed are percentiles of the rounds, in picoseconds for one operation on one CPU.
+//! up and is not counted. From each time the median of the empty loop's is subtracted. What is printed
+//! are percentiles of the rounds, in picoseconds for one operation on one CPU.
 //!
 //! # Instructions
 //!
@@ -215,7 +215,7 @@ const OPS: &[Op] = &[
             ("revocable", revocable_access),
         ],
         in_rust: 3,
-        times: 20_000,
+        times: 50_000,
         is_hot: true,
     },
     Op {
@@ -227,7 +227,7 @@ const OPS: &[Op] = &[
             ("arc", arc_clone_drop),
         ],
         in_rust: 2,
-        times: 20_000,
+        times: 50_000,
         is_hot: true,
     },
     Op {
@@ -237,7 +237,7 @@ const OPS: &[Op] = &[
             ("rust_percpu_ref", try_get_live_put),
         ],
         in_rust: 1,
-        times: 20_000,
+        times: 50_000,
         is_hot: true,
     },
     Op {
@@ -247,7 +247,7 @@ const OPS: &[Op] = &[
             ("rust_percpu_ref", batch),
         ],
         in_rust: 1,
-        times: 20_000,
+        times: 50_000,
         is_hot: true,
     },
     Op {
@@ -287,6 +287,8 @@ struct Rounds {
     rounds: usize,
     /// Threads that have come to the start of a loop, of all loops so far.
     arrived: Atomic<u32>,
+    /// Not all threads are there, so that nobody is to wait for them.
+    is_over: Atomic<u32>,
     /// Nanoseconds, added up over the threads, of each loop in each round.
     times: KVec<Atomic<i64>>,
 }
@@ -310,6 +312,9 @@ impl Rounds {
                 started += self.cpus;
                 self.arrived.fetch_add(1, Release);
                 while self.arrived.load(Acquire) < started {
+                    if self.is_over.load(Relaxed) != 0 {
+                        return;
+                    }
                     cpu_relax();
                 }
                 let start = now();
@@ -336,54 +341,72 @@ fn measure_times(op: &'static Op, subjects: &Arc<Subjects>, cpus: u32, rounds: u
             cpus,
             rounds,
             arrived: Atomic::new(0),
+            is_over: Atomic::new(0),
             times,
         },
         GFP_KERNEL,
     )?;
     let mut threads = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
+    let mut result = Ok(());
     for cpu in online_cpus().take(cpus as usize) {
         let all = all.clone();
-        threads.push(Thread::spawn(cpu, move || all.run())?, GFP_KERNEL)?;
+        result = Thread::spawn(cpu, move || all.run())
+            .and_then(|thread| Ok(threads.push_within_capacity(thread)?));
+        if result.is_err() {
+            break;
+        }
+    }
+    if threads.len() < cpus as usize {
+        all.is_over.store(1, Relaxed);
+        result = result.and(Err(ENODEV));
     }
     drop(threads);
+    result?;
 
     let operations = op.times as i64 * i64::from(cpus);
+    // The medians of the empty loops.
+    let mut medians = [0; EMPTY.len()];
     for (index, (name, _), empty) in op.loops() {
         let mut samples = KVec::with_capacity(rounds, GFP_KERNEL)?;
-        for round in all.times.chunks_exact(loops).skip(1) {
-            let mut time = round[index].load(Relaxed);
-            if index != empty {
-                time -= round[empty].load(Relaxed);
-            }
-            samples.push(time * 1000 / operations, GFP_KERNEL)?;
+        for round in 1..rounds {
+            let time = all.times[round * loops + index].load(Relaxed) * 1000 / operations;
+            samples.push(time - medians[empty], GFP_KERNEL)?;
+        }
+        sort(&mut samples);
+        if index == empty {
+            medians[index] = percentile(&samples, 50);
         }
         // The one in Rust is there to be subtracted.
         if index != 1 {
-            report(op.name, name, cpus, &mut samples);
+            report(op.name, name, cpus, &samples);
         }
     }
     Ok(())
 }
 
-/// Prints a row of times.
-fn report(op: &str, name: &str, cpus: u32, picoseconds: &mut [i64]) {
-    // `sort_unstable()` has a panic that objtool does not know.
-    for i in 1..picoseconds.len() {
+/// What so many percent are not above.
+fn percentile(sorted: &[i64], percent: usize) -> i64 {
+    sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
+}
+
+/// `sort_unstable()` has a panic that objtool does not know.
+fn sort(numbers: &mut [i64]) {
+    for i in 1..numbers.len() {
         for j in (1..=i).rev() {
-            if picoseconds[j - 1] <= picoseconds[j] {
+            if numbers[j - 1] <= numbers[j] {
                 break;
             }
-            picoseconds.swap(j - 1, j);
+            numbers.swap(j - 1, j);
         }
     }
-    let rounds = picoseconds.len();
-    let percentile = |p: usize| picoseconds[(rounds - 1) * p / 100];
+}
+
+/// Prints a row of times, which are sorted.
+fn report(op: &str, name: &str, cpus: u32, picoseconds: &[i64]) {
+    let [p5, p50, p95, p99] = [5, 50, 95, 99].map(|p| percentile(picoseconds, p));
     pr_info!(
-        "result op={op} impl={name} cpus={cpus} rounds={rounds} p5={} p50={} p95={} p99={}\n",
-        percentile(5),
-        percentile(50),
-        percentile(95),
-        percentile(99)
+        "result op={op} impl={name} cpus={cpus} rounds={} p5={p5} p50={p50} p95={p95} p99={p99}\n",
+        picoseconds.len()
     );
 }
 
@@ -429,9 +452,10 @@ fn measure_kills(op: &str, objects: usize, rounds: usize) -> Result {
             }
         }
     }
-    let [ours, c] = &mut samples;
-    report(op, "rust_percpu_ref", 1, ours);
-    report(op, "c_percpu_ref", 1, c);
+    for (times, name) in samples.iter_mut().zip(["rust_percpu_ref", "c_percpu_ref"]) {
+        sort(times);
+        report(op, name, 1, times);
+    }
     Ok(())
 }
 
@@ -479,9 +503,10 @@ fn count_instructions(subjects: &Subjects) -> Result {
     };
 
     let million = cycles(percpu_ref_bench_nops, THOUSANDS as usize);
-    // The clock may have a coarse tick, but no mind of its own.
     let again = cycles(percpu_ref_bench_nops, THOUSANDS as usize);
-    if million.abs_diff(again) > 2 || million < 1000 {
+    // The clock may have a coarse tick, but no mind of its own.
+    let is_same = |one: u64, other| one.abs_diff(other) <= 2;
+    if !is_same(million, again) || million < 1000 {
         pr_err!(
             "the clock does not count instructions: {million} and {again} cycles for a million\n"
         );
@@ -491,6 +516,10 @@ fn count_instructions(subjects: &Subjects) -> Result {
         let mut empty = [0; EMPTY.len()];
         for (index, (name, run), subtract) in op.loops() {
             let mut all = cycles(*run, op.times);
+            if !is_same(all, cycles(*run, op.times)) {
+                pr_err!("{} of {name} takes now this, now that\n", op.name);
+                return Err(EIO);
+            }
             if index == subtract {
                 empty[index] = all;
             } else {

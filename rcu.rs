@@ -199,7 +199,10 @@ pub(crate) fn is_closing(text: *const c_void) -> bool {
 #[doc(alias = "READ_ONCE")]
 #[inline(always)]
 pub(crate) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
-    // SAFETY: It is valid, and others change it by atomic operations alone.
+    // Larger ones would be read in two halves.
+    const { assert!(size_of::<T>() <= size_of::<usize>()) };
+    // SAFETY: It is valid. Others change it by atomic operations, with which the kernel lets a
+    // volatile load race.
     unsafe { from.as_ptr().read_volatile() }
 }
 

@@ -86,6 +86,7 @@ pub(super) struct Switch {
 }
 
 impl Switch {
+    #[inline]
     pub(super) const fn new() -> Self {
         Self {
             confirm: Atomic::new(ptr::null_mut()),
@@ -181,7 +182,7 @@ impl Count {
         // `Release` pairs with the `Acquire` of who waits for it, and with who sees by it that the
         // mode is another.
         self.word.store(word & !BUSY, Release);
-        // Nobody waits for the end of an object that lives once to be confirmed.
+        // Only `REINIT` counts have waiters on `word`.
         if read_once(&self.state) & REINIT != 0 {
             unload::wake_up(self.word.as_ptr());
         }
@@ -423,7 +424,7 @@ unsafe impl RcuPointer for Callback {
             }
         }
 
-        // Only then there are switches that are no kills.
+        // Only `REINIT` counts are switched without being killed.
         if read_once(&count.state) & REINIT != 0 {
             count.confirm(this, switch.confirm.xchg(ptr::null_mut(), Relaxed));
         }

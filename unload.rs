@@ -50,10 +50,7 @@ use kernel::{
     types::Opaque, //
 };
 
-use crate::{
-    percpu::PreemptGuard,
-    rcu, //
-};
+use crate::rcu;
 
 extern "C" {
     fn rust_percpu_ref_register_module_notifier(block: *mut bindings::notifier_block) -> c_int;
@@ -160,9 +157,8 @@ impl Class {
 
         loop {
             {
-                // An RCU read-side critical section like any other: `close_module()` does not close
-                // a class of this module while we are in here.
-                let _guard = PreemptGuard::new();
+                // `close_module()` does not close a class of this module while we are in here.
+                let _guard = kernel::sync::rcu::read_lock();
                 if rcu::is_closing(ops.cast()) {
                     return Err(ENODEV);
                 }

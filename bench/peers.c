@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What the benchmark compares with, as a driver in C would have it compiled: each function does one
- * thing @n times. And what only C can say: how many cycles something takes.
+ * thing @n times. And what only C can say: how long something takes by the counter of get_cycles().
  */
 
 #include <linux/delay.h>
@@ -39,7 +39,7 @@ static void released(struct percpu_ref *ref)
 {
 	WRITE_ONCE(last, ktime_get_ns());
 	/* Pairs with the acquire of who waits. */
-	atomic_dec_return_release(&left);
+	(void)atomic_dec_return_release(&left);
 }
 
 /* What is done once. */
@@ -199,7 +199,7 @@ void percpu_ref_bench_nops(const void *unused, unsigned long n)
 #endif
 }
 
-/* The cycles that @run takes, with interrupts disabled. */
+/* What @run takes by the counter of get_cycles(), with interrupts disabled. */
 u64 percpu_ref_bench_cycles(void (*run)(const void *arg, unsigned long n), const void *arg,
 			    unsigned long n)
 {

@@ -71,8 +71,7 @@ unsigned int percpu_ref_test_preempt_count(void)
 /* As if somebody else were to run now. */
 void percpu_ref_test_set_need_resched(void)
 {
-	set_tsk_need_resched(current);
-	set_preempt_need_resched();
+	set_need_resched_current();
 }
 
 bool percpu_ref_test_need_resched(void)
