@@ -863,8 +863,12 @@ fn cancel_init() -> Result<Outcome> {
 /// behind, memory would run out. The small objects are many, so that lost per-CPU counters show in
 /// the line `Percpu` of `/proc/meminfo`.
 fn no_leak_in_bulk() -> Result<Outcome> {
-    bulk(2_000, || Ok(Block::<{ 96 << 10 }>::of(Thing::new()?.0)))?;
-    bulk(10_000, || Ok(Thing::new()?.0))?;
+    // KASAN takes its time with them, and its quarantine keeps what is freed.
+    let less = if cfg!(CONFIG_KASAN) { 4 } else { 1 };
+    bulk(2_000 / less, || {
+        Ok(Block::<{ 96 << 10 }>::of(Thing::new()?.0))
+    })?;
+    bulk(10_000 / less, || Ok(Thing::new()?.0))?;
     Ok(Passed)
 }
 
