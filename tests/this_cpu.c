@@ -3,6 +3,7 @@
  * The this_cpu operations as C has them, for the Rust ones to be compared with.
  */
 
+#include <linux/irqflags.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
@@ -71,7 +72,11 @@ unsigned int percpu_ref_test_preempt_count(void)
 /* As if somebody else were to run now. */
 void percpu_ref_test_set_need_resched(void)
 {
+	unsigned long flags;
+
+	local_irq_save(flags);
 	set_need_resched_current();
+	local_irq_restore(flags);
 }
 
 bool percpu_ref_test_need_resched(void)
