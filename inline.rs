@@ -48,6 +48,7 @@ pub(super) unsafe fn preempt_enable() {
 }
 
 /// Lets another task run, out of line, for an architecture's `preempt_enable()`.
+#[allow(dead_code)] // The helpers have it inside.
 #[cold]
 #[inline(never)]
 fn preempt_schedule() {
