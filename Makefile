@@ -41,6 +41,9 @@ torture:
 bench:
 	@scripts/bench $(TARGETS)
 
+check:
+	@scripts/check
+
 doc:
 	@scripts/doc
 
@@ -49,8 +52,9 @@ help:
 	@echo 'make test             all tests, on all targets or on TARGETS="..."'
 	@echo 'make torture          everything at once, for SECONDS=60, on amd64 or on TARGETS="..."'
 	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
+	@echo 'make check            formatting, lints, documentation, licences'
 	@echo 'make doc              the documentation, as HTML'
 	@echo 'make KDIR=<tree>      the modules, against a kernel tree of yours'
 	@echo 'make KDIR=<tree> modules_install, make KDIR=<tree> clean'
 
-.PHONY: modules modules_install clean check-kdir run test torture bench doc help
+.PHONY: modules modules_install clean check-kdir run test torture bench check doc help

@@ -425,11 +425,10 @@ impl<T: Counted, K: Kind> Drop for UniquePercpuRef<T, K> {
         } else {
             None
         };
-        // A box frees its memory by `krealloc()`, which takes longer than `kfree()`.
-        //
-        // SAFETY: The box is not used after this, and what was in it is not moved.
-        let inner =
-            KBox::into_raw(unsafe { Pin::into_inner_unchecked(ManuallyDrop::take(&mut self.0)) });
+        // SAFETY: The box is not used after this, and what is in it is not moved.
+        let inner = unsafe { Pin::into_inner_unchecked(ManuallyDrop::take(&mut self.0)) };
+        // A box would free its memory by `krealloc()`, which takes longer than `kfree()`.
+        let inner = KBox::into_raw(inner);
         // SAFETY: It came from a box, so it is valid and ours.
         unsafe { inner.drop_in_place() };
         // SAFETY: The memory of a `KBox` came from `kmalloc()`, and is not used after this.
