@@ -693,6 +693,7 @@ pub(super) fn transitions_race() -> Result<Outcome> {
 pub(super) fn freeze_and_thaw() -> Result<Outcome> {
     let (arena, events) = Arena::new()?;
     let freeze = |arena: &Arena, number: usize| {
+        let start = Instant::<Monotonic>::now();
         let levels = 1 + number % 3;
         for _ in 0..levels {
             let mut depth = arena.depth.lock();
@@ -725,7 +726,11 @@ pub(super) fn freeze_and_thaw() -> Result<Outcome> {
                 arena.resurrections.inc();
             }
         }
-        fsleep(Delta::from_micros(2000 + 1531 * number as i64));
+        // However slow the machine is, there are times when nobody keeps it frozen.
+        let pause = start.elapsed().as_nanos() * 6;
+        fsleep(Delta::from_nanos(
+            pause + 2_000_000 + 1_531_000 * number as i64,
+        ));
     };
     Arena::run(&arena, freeze, |arena| {
         arena.passed.get() > 1000 && arena.kills.get() > 3
