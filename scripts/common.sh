@@ -137,7 +137,8 @@ report_end() {
 }
 
 # in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
-# at /project and /cache. The mounts go with the command.
+# at /project and /cache. The mounts go with the command. The devices can be used, but not replaced, as
+# some tools do with what they are told to write to.
 in_root() {
 	# shellcheck disable=SC2016 # expanded by the inner shell
 	unshare --mount sh -e -c '
@@ -147,6 +148,7 @@ in_root() {
 		mount --bind "$cache" "$root/cache"
 		mount -t proc proc "$root/proc"
 		mount --rbind /dev "$root/dev"
+		mount -o remount,bind,ro "$root/dev"
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
 			"$@"' sh "$cache/root" "$project" "$cache" "$@"
 }
