@@ -4,7 +4,8 @@
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
-modules_args := CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m
+modules_args := CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m \
+	CONFIG_RUST_PERCPU_REF_TORTURE=m CONFIG_SAMPLE_RUST_PERCPU_REF=m
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) $(modules_args)
 
 modules: check-kdir
@@ -29,6 +30,9 @@ run:
 
 test:
 	@scripts/test $(TARGETS)
+
+kunit:
+	@scripts/kunit $(ARCHS)
 
 SECONDS ?= 60
 torture:

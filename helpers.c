@@ -105,7 +105,7 @@ void rust_percpu_ref_kvfree_call_rcu(void *head, void *ptr)
 	kvfree_call_rcu(head, ptr);
 }
 
-/* Inline if CONFIG_MODULES is not set, and so is the next one. */
+/* Inline if CONFIG_MODULES is not set, or a macro, and so are the next ones. */
 int rust_percpu_ref_register_module_notifier(struct notifier_block *nb)
 {
 	return register_module_notifier(nb);
@@ -123,7 +123,7 @@ bool rust_percpu_ref_within_module(const void *addr, const struct module *mod)
 
 const char *rust_percpu_ref_module_name(const struct module *mod)
 {
-	return mod->name;
+	return module_name(mod);
 }
 
 void rust_percpu_ref_wake_up_var(void *var)

@@ -2,8 +2,8 @@
 
 //! Tests of the library, run when the module is loaded.
 //!
-//! They use the public interface alone. The results go to the kernel log as a KTAP subtest; loading
-//! fails with `EIO` if a case fails.
+//! They use the public interface alone. The results go to the kernel log as a KTAP subtest. They are a
+//! suite of KUnit's where the kernel has it; else loading fails with `EIO` if a case fails.
 
 use core::{
     convert::Infallible,
@@ -67,6 +67,13 @@ mod oracle;
 #[path = "tests/references.rs"]
 mod references;
 
+use self::{
+    faults::*,
+    history::*,
+    modes::*,
+    oracle::*,
+    references::*, //
+};
 use kthread::{
     online_cpus,
     Thread, //
@@ -121,115 +128,170 @@ macro_rules! check {
 
 use check;
 
-type Case = (&'static str, fn() -> Result<Outcome>);
+/// Makes a suite of cases, each a function here. Where the kernel has KUnit, it is one of KUnit's, which
+/// runs it: when the module has been loaded, or at boot. Else [`run`] does.
+macro_rules! suite {
+    ($cases:ident = $suite:ident [$($case:ident),* $(,)?]) => {
+        #[cfg(not(CONFIG_KUNIT = "y"))]
+        const $cases: &[(&str, Case)] = &[$((stringify!($case), $case)),*];
 
-const CASES: &[Case] = &[
-    ("percpu_local_operations", percpu_local_operations),
-    ("percpu_local_as_in_c", percpu_local_as_in_c),
-    ("percpu_local_on_each_cpu", percpu_local_on_each_cpu),
-    ("preempt_guard_as_in_c", preempt_guard_as_in_c),
-    ("percpu_values", percpu_values),
-    ("percpu_init_rolls_back", percpu_init_rolls_back),
-    ("percpu_no_memory", percpu_no_memory),
-    ("rcu_box", rcu_box),
-    ("rcu_box_calls_again", rcu_box_calls_again),
-    ("init", init),
-    ("init_fails", init_fails),
-    ("cancel_init", cancel_init),
-    ("get_put_on_one_cpu", get_put_on_one_cpu),
-    ("get_here_put_there", get_here_put_there),
-    ("confirm_after_grace_period", confirm_after_grace_period),
-    ("try_get_until_confirmed", try_get_until_confirmed),
-    ("release_from_put", release_from_put),
-    ("release_from_callback", release_from_callback),
-    ("kill_twice", kill_twice),
-    ("kill_races", kill_races),
-    ("drop_in_each_state", drop_in_each_state),
-    ("drop_inside_release", drop_inside_release),
-    ("batches", references::batches),
-    ("batches_keep_apart", references::batches_keep_apart),
-    (
-        "try_get_live_until_killed",
-        references::try_get_live_until_killed,
-    ),
-    ("kill_and_wait", references::kill_and_wait),
-    ("release_may_sleep", references::release_may_sleep),
-    ("foreign_ownable", references::foreign_ownable),
-    ("rcu_lookup", references::rcu_lookup),
-    (
-        "memory_outlives_section",
-        references::memory_outlives_section,
-    ),
-    ("start_modes", modes::start_modes),
-    ("each_transition", modes::each_transition),
-    ("drop_modal_in_each_state", modes::drop_modal_in_each_state),
-    ("reinit_inside_release", modes::reinit_inside_release),
-    ("kill_inside_confirmation", modes::kill_inside_confirmation),
-    ("many_switch_at_once", modes::many_switch_at_once),
-    ("transitions_race", modes::transitions_race),
-    ("freeze_and_thaw", modes::freeze_and_thaw),
-    ("c_says_the_same", oracle::c_says_the_same),
-    (
-        "c_keeps_the_same_invariants",
-        oracle::c_keeps_the_same_invariants,
-    ),
-    ("each_allocation_fails", faults::each_allocation_fails),
-    (
-        "each_allocation_fails_inside",
-        faults::each_allocation_fails_inside,
-    ),
-    ("ends_need_no_memory", faults::ends_need_no_memory),
-    ("memory_pressure", faults::memory_pressure),
-    (
-        "confirm_against_resurrect",
-        history::confirm_against_resurrect,
-    ),
-    ("callbacks_out_of_order", history::callbacks_out_of_order),
-    ("leaked_reference", history::leaked_reference),
-    ("kill_is_not_lazy", history::kill_is_not_lazy),
-    ("release_takes_lock", history::release_takes_lock),
-    ("counters_wrap", history::counters_wrap),
-    ("cpu_goes_offline", history::cpu_goes_offline),
-    ("no_leak_in_bulk", no_leak_in_bulk),
-    ("stress", stress),
-];
+        #[cfg(CONFIG_KUNIT = "y")]
+        const _: () = {
+            const COUNT: usize = [$(stringify!($case)),*].len();
 
-/// These end with warnings in the log, and leak.
-const PROVOKING_CASES: &[Case] = &[
-    ("overflow_leaks", references::overflow_leaks),
-    ("underflow_leaks", references::underflow_leaks),
-];
+            // KUnit writes to it.
+            static mut CASES: [bindings::kunit_case; COUNT + 1] = [
+                $({
+                    /// # Safety
+                    ///
+                    /// To be called by KUnit.
+                    unsafe extern "C" fn case(test: *mut bindings::kunit) {
+                        // SAFETY: As the function requires.
+                        unsafe { run_in_kunit(test, stringify!($suite), $case) }
+                    }
+
+                    const NAME: &CStr = kernel::c_str!(stringify!($case));
+                    kernel::kunit::kunit_case(NAME, case)
+                },)*
+                pin_init::zeroed(),
+            ];
+
+            kernel::kunit_unsafe_test_suite!($suite, CASES);
+        };
+    };
+}
+
+type Case = fn() -> Result<Outcome>;
+
+suite!(CASES = percpu_ref [
+    percpu_local_operations,
+    percpu_local_as_in_c,
+    percpu_local_on_each_cpu,
+    preempt_guard_as_in_c,
+    percpu_values,
+    percpu_init_rolls_back,
+    percpu_no_memory,
+    rcu_box,
+    rcu_box_calls_again,
+    init,
+    init_fails,
+    cancel_init,
+    get_put_on_one_cpu,
+    get_here_put_there,
+    confirm_after_grace_period,
+    try_get_until_confirmed,
+    release_from_put,
+    release_from_callback,
+    kill_twice,
+    kill_races,
+    drop_in_each_state,
+    drop_inside_release,
+    batches,
+    batches_keep_apart,
+    try_get_live_until_killed,
+    kill_and_wait,
+    release_may_sleep,
+    foreign_ownable,
+    rcu_lookup,
+    memory_outlives_section,
+    start_modes,
+    each_transition,
+    drop_modal_in_each_state,
+    reinit_inside_release,
+    kill_inside_confirmation,
+    many_switch_at_once,
+    transitions_race,
+    freeze_and_thaw,
+    c_says_the_same,
+    c_keeps_the_same_invariants,
+    each_allocation_fails,
+    each_allocation_fails_inside,
+    ends_need_no_memory,
+    memory_pressure,
+    confirm_against_resurrect,
+    callbacks_out_of_order,
+    leaked_reference,
+    kill_is_not_lazy,
+    release_takes_lock,
+    counters_wrap,
+    cpu_goes_offline,
+    no_leak_in_bulk,
+    stress,
+]);
+
+// These end with warnings in the log, and leak.
+suite!(PROVOKING_CASES = percpu_ref_provoked [overflow_leaks, underflow_leaks]);
+
+/// The suite that is to run.
+fn wanted() -> &'static str {
+    if value(module_parameters::provoke.value()) != 0 {
+        "percpu_ref_provoked"
+    } else {
+        "percpu_ref"
+    }
+}
 
 impl kernel::Module for Tests {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         check_parameter("threads", value(module_parameters::threads.value()), 64)?;
         check_parameter("seconds", value(module_parameters::seconds.value()), 86400)?;
+        #[cfg(not(CONFIG_KUNIT = "y"))]
+        match wanted() {
+            "percpu_ref_provoked" => run(2, "percpu_ref_provoked", PROVOKING_CASES)?,
+            suite => run(1, suite, CASES)?,
+        }
+        Ok(Self)
+    }
+}
 
-        let (suite, cases) = if value(module_parameters::provoke.value()) != 0 {
-            ("2 provoked", PROVOKING_CASES)
-        } else {
-            ("1 percpu_ref", CASES)
-        };
-        pr_info!("    KTAP version 1\n");
-        pr_info!("    # Subtest: {}\n", &suite[2..]);
-        pr_info!("    1..{}\n", cases.len());
-        let mut failed = 0;
-        for (number, (name, run)) in (1..).zip(cases) {
-            match run() {
-                Ok(Passed) => pr_info!("    ok {number} {name}\n"),
-                Ok(Skipped(why)) => pr_info!("    ok {number} {name} # SKIP {why}\n"),
-                Err(error) => {
-                    failed += 1;
-                    pr_info!("    not ok {number} {name} # {error:?}\n");
-                }
+/// Runs a suite, and fails if a case does.
+#[cfg(not(CONFIG_KUNIT = "y"))]
+fn run(number: u32, suite: &str, cases: &[(&str, Case)]) -> Result {
+    pr_info!("    KTAP version 1\n");
+    pr_info!("    # Subtest: {suite}\n");
+    pr_info!("    1..{}\n", cases.len());
+    let mut result = Ok(());
+    for (number, (name, case)) in (1..).zip(cases) {
+        match case() {
+            Ok(Passed) => pr_info!("    ok {number} {name}\n"),
+            Ok(Skipped(why)) => pr_info!("    ok {number} {name} # SKIP {why}\n"),
+            Err(error) => {
+                result = Err(EIO);
+                pr_info!("    not ok {number} {name} # {error:?}\n");
             }
         }
-        if failed == 0 {
-            pr_info!("ok {suite}\n");
-            Ok(Self)
-        } else {
-            pr_info!("not ok {suite}\n");
-            Err(EIO)
+    }
+    pr_info!("{}ok {number} {suite}\n", if result.is_ok() { "" } else { "not " });
+    result
+}
+
+/// Runs a case of a suite, and leaves its outcome in `test`.
+///
+/// # Safety
+///
+/// `test` is the case of KUnit's that runs.
+#[cfg(CONFIG_KUNIT = "y")]
+unsafe fn run_in_kunit(test: *mut bindings::kunit, suite: &str, case: Case) {
+    let outcome = if suite == wanted() {
+        case()
+    } else {
+        Ok(Skipped("see the parameter `provoke`"))
+    };
+    // SAFETY: KUnit reads these two when the case has returned.
+    let (status, comment) = unsafe { (&mut (*test).status, &mut (*test).status_comment) };
+    match outcome {
+        // It may have failed meanwhile, by a complaint that KUnit noticed.
+        Ok(Passed) => (),
+        Ok(Skipped(why)) => {
+            *status = bindings::kunit_status_KUNIT_SKIPPED;
+            // The last one is zero, and stays so.
+            for (to, &from) in comment[..255].iter_mut().zip(why.as_bytes()) {
+                *to = from as c_char;
+            }
+        }
+        Err(error) => {
+            pr_err!("        # {error:?}\n");
+            *status = bindings::kunit_status_KUNIT_FAILURE;
         }
     }
 }

@@ -130,6 +130,17 @@ report() {
 	fi
 }
 
+# complaints_in LOG: what a kernel says when something is wrong, from its first line on.
+complaints_in() {
+	local complaints
+	complaints='WARNING: |BUG: |BUG at |Oops|Kernel panic|Call [Tt]race:|general protection fault'
+	complaints+='|Unable to handle kernel|KASAN: |KCSAN: |KFENCE: |UBSAN: |refcount_t: |INFO: task '
+	complaints+='|rcu: INFO: |Internal error|unreferenced object|suspected memory leaks'
+	complaints+='|possible recursive locking|DEBUG_LOCKS_WARN_ON'
+	sed '/guest: warnings expected$/,/guest: no warnings expected$/s/.*//' "$1" |
+		grep -anE "$complaints" || true
+}
+
 # report_end: ends with the counts, and fails if a case did.
 report_end() {
 	echo "$passed passed, $failed failed, 0 skipped"
@@ -138,25 +149,34 @@ report_end() {
 
 # in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
 # at /project and /cache. The mounts go with the command. The devices can be used, but not replaced, as
-# some tools do with what they are told to write to.
+# some tools do with what they are told to write to; a KVM that does not work is not to be found.
 in_root() {
+	local hidden=
+	[ ! -e /dev/kvm ] || kvm_works || hidden=dev/kvm
 	# shellcheck disable=SC2016 # expanded by the inner shell
 	unshare --mount sh -e -c '
-		root=$1 project=$2 cache=$3; shift 3
+		root=$1 project=$2 cache=$3 hidden=$4; shift 4
 		mkdir -p "$root/project" "$root/cache"
 		mount --bind "$project" "$root/project"
 		mount --bind "$cache" "$root/cache"
 		mount -t proc proc "$root/proc"
 		mount --rbind /dev "$root/dev"
 		mount -o remount,bind,ro "$root/dev"
+		[ -z "$hidden" ] || mount --bind /dev/null "$root/$hidden"
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
-			"$@"' sh "$cache/root" "$project" "$cache" "$@"
+			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "$@"
 }
 
-# lock_cache: until the script ends, others wait.
+# kvm_works: /dev/kvm may also be there and not work.
+kvm_works() {
+	[ -w /dev/kvm ] && grep -qwE 'vmx|svm' /proc/cpuinfo
+}
+
+# lock_cache [NAME]: until the script ends, others that want the same wait.
 lock_cache() {
-	exec 9> "$cache/lock"
-	flock --timeout 1800 9 || die "another run has held $cache/lock for half an hour"
+	local lock=$cache/${1:+$1-}lock
+	exec 9> "$lock"
+	flock --timeout 1800 9 || die "another run has held $lock for half an hour"
 }
 
 # need_space MB: in the cache.

@@ -23,20 +23,17 @@ struct Faults(FailNth);
 
 type FailNth = unsafe extern "C" fn(n: c_uint, deep: bool) -> c_uint;
 
-const SYMBOL: &CStr = c"percpu_ref_test_fail_nth";
+extern "C" {
+    fn percpu_ref_test_get_fail_nth() -> Option<FailNth>;
+    fn percpu_ref_test_put_fail_nth();
+}
+
 const NO_FAULTS: Result<Outcome> = Ok(Skipped("needs rust_percpu_ref_faults.ko"));
 
 impl Faults {
     fn get() -> Option<Self> {
-        // SAFETY: The name is a C string.
-        let symbol = unsafe { bindings::__symbol_get(SYMBOL.as_char_ptr()) };
-        if symbol.is_null() {
-            return None;
-        }
-        // SAFETY: That is its type.
-        Some(Self(unsafe {
-            core::mem::transmute::<*mut c_void, FailNth>(symbol)
-        }))
+        // SAFETY: May be called where one may sleep.
+        unsafe { percpu_ref_test_get_fail_nth() }.map(Self)
     }
 
     /// Runs `run` with its `n`-th allocation failing, and says whether there was such a one.
@@ -53,7 +50,7 @@ impl Faults {
 impl Drop for Faults {
     fn drop(&mut self) {
         // SAFETY: `get()` got it.
-        unsafe { bindings::__symbol_put(SYMBOL.as_char_ptr()) };
+        unsafe { percpu_ref_test_put_fail_nth() };
     }
 }
 

@@ -13,8 +13,8 @@ use kernel::{
 use percpu_ref::Reinit;
 
 extern "C" {
-    fn remove_cpu(cpu: c_uint) -> c_int;
-    fn add_cpu(cpu: c_uint) -> c_int;
+    fn percpu_ref_test_remove_cpu(cpu: c_uint) -> c_int;
+    fn percpu_ref_test_add_cpu(cpu: c_uint) -> c_int;
 }
 
 /// What to say where [`two_cpus`] finds none.
@@ -260,8 +260,10 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
             check!(kill_checked(&thing));
         }
         // SAFETY: May be called where one may sleep.
-        let error = unsafe { remove_cpu(cpu.as_u32()) };
+        let error = unsafe { percpu_ref_test_remove_cpu(cpu.as_u32()) };
         if error != 0 {
+            drop((thing, guards));
+            wait_for(|| THINGS.load(Relaxed) == 0)?;
             return Ok(Skipped("this kernel does not let the CPU go"));
         }
         let result = if kill_first {
@@ -273,7 +275,7 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
             result.and_then(|()| check_held_by(&thing, &events, guards).map(drop))
         };
         // SAFETY: As above.
-        let error = unsafe { add_cpu(cpu.as_u32()) };
+        let error = unsafe { percpu_ref_test_add_cpu(cpu.as_u32()) };
         check!(error == 0);
         result?;
     }

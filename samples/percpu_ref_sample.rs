@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device that is removed while requests to it are under way.
+//!
+//! `/dev/percpu_ref_sample` keeps what was written to it, to be read again. Each request takes
+//! `latency_ms` milliseconds, as if there were hardware. The device goes when the module is
+//! unloaded, and also, since open files keep a module in place, when `remove` is written to it, as
+//! if the hardware were pulled out:
+//!
+//! - requests under way find all that they need, and come to their end;
+//! - new ones get `ENODEV`, even on a file that was opened before;
+//! - when the last one has ended, the device's memory is freed.
+
+use kernel::{
+    fs::{
+        File,
+        Kiocb, //
+    },
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceOptions,
+        MiscDeviceRegistration, //
+    },
+    new_mutex,
+    prelude::*,
+    sync::{
+        rcu,
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+};
+use percpu_ref::{
+    Counted,
+    PercpuRefGuard,
+    RcuPercpuRef,
+    UniquePercpuRef, //
+};
+
+/// What the requests need.
+#[pin_data(PinnedDrop)]
+struct Device {
+    #[pin]
+    text: Mutex<KVVec<u8>>,
+    latency: Delta,
+}
+
+impl Counted for Device {
+    // The device's `Drop` may sleep. Without it, no release may, and there is no delay.
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        pr_info!("the last request has ended\n");
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Device {
+    fn drop(self: Pin<&mut Self>) {
+        pr_info!("freed\n");
+    }
+}
+
+/// Where the requests find the device, while it is there.
+static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
+
+/// A request under way. As long as it has this, it has the device. Taking it touches no memory that
+/// other CPUs write to.
+fn begin_request() -> Result<PercpuRefGuard<Device>> {
+    DEVICE.try_get_live(&rcu::read_lock()).ok_or(ENODEV)
+}
+
+/// Lets no new request begin, and returns when those under way have ended. Not to be called in one.
+fn remove() {
+    if let Some(device) = DEVICE.replace(None) {
+        device.kill_and_wait();
+        pr_info!("removed\n");
+    }
+}
+
+/// An open file. It has no reference: what is open may stay so for days.
+struct Open;
+
+#[vtable]
+impl MiscDevice for Open {
+    type Ptr = KBox<Self>;
+
+    fn open(_file: &File, _registration: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        Ok(KBox::new(Open, GFP_KERNEL)?)
+    }
+
+    fn read_iter(mut kiocb: Kiocb<'_, Self::Ptr>, to: &mut IovIterDest<'_>) -> Result<usize> {
+        let device = begin_request()?;
+
+        fsleep(device.latency);
+        let text = device.text.lock();
+        to.simple_read_from_buffer(kiocb.ki_pos_mut(), &text)
+    }
+
+    fn write_iter(_kiocb: Kiocb<'_, Self::Ptr>, from: &mut IovIterSource<'_>) -> Result<usize> {
+        let mut text = KVVec::new();
+        let length = from.copy_from_iter_vec(&mut text, GFP_KERNEL)?;
+        if text.trim_ascii_end() == b"remove" {
+            remove();
+            return Ok(length);
+        }
+        let device = begin_request()?;
+
+        fsleep(device.latency);
+        *device.text.lock() = text;
+        Ok(length)
+    }
+}
+
+/// The device is there until this is dropped, if not removed before.
+struct Plugged;
+
+impl Plugged {
+    fn new(latency_ms: u32) -> Result<Self> {
+        let device = UniquePercpuRef::new(
+            pin_init!(Device {
+                text <- new_mutex!(KVVec::new()),
+                latency: Delta::from_millis(latency_ms.into()),
+            }),
+            GFP_KERNEL,
+        )?;
+        DEVICE.replace(Some(device.into()));
+        Ok(Self)
+    }
+}
+
+impl Drop for Plugged {
+    fn drop(&mut self) {
+        remove();
+    }
+}
+
+/// In this order they are dropped: nobody opens the device any more, then it is removed.
+#[pin_data]
+struct Sample {
+    #[pin]
+    _registration: MiscDeviceRegistration<Open>,
+    _plugged: Plugged,
+}
+
+impl kernel::InPlaceModule for Sample {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        // Up to 7.2 a parameter's value is a reference.
+        let latency_ms: u32 =
+            *core::borrow::Borrow::borrow(&module_parameters::latency_ms.value());
+        let name = c"percpu_ref_sample";
+
+        try_pin_init!(Self {
+            _plugged: Plugged::new(latency_ms)?,
+            _registration <- MiscDeviceRegistration::register(MiscDeviceOptions { name }),
+        }? Error)
+    }
+}
+
+module! {
+    type: Sample,
+    name: "rust_percpu_ref_sample",
+    description: "A device that is removed while in use",
+    license: "GPL",
+    params: {
+        latency_ms: u32 {
+            default: 1,
+            description: "Milliseconds that a request takes",
+        },
+    },
+}
