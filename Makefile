@@ -8,8 +8,13 @@ modules_args := CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m \
 	CONFIG_RUST_PERCPU_REF_TORTURE=m CONFIG_SAMPLE_RUST_PERCPU_REF=m
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) $(modules_args)
 
-modules: check-kdir
+modules:
+	@scripts/doctor '$(KDIR)' first
 	+$(kbuild) modules
+
+install:
+	+$(MAKE) modules
+	+$(MAKE) modules_install
 
 # As with any external module; INSTALL_MOD_PATH and the like are passed on. Besides, modules that are
 # to use the library are built against these files.
@@ -22,14 +27,21 @@ modules_install:
 clean:
 	+$(kbuild) $@
 
-check-kdir:
-	@RUSTC='$(RUSTC)' scripts/check-kdir '$(KDIR)'
+doctor:
+	@scripts/doctor '$(KDIR)'
 
 run:
 	@scripts/boot run amd64
 
+# Those who name a target have just changed a line, and wait.
 test:
-	@scripts/test $(TARGETS)
+	@scripts/test $(if $(TARGETS),quick,all) $(TARGETS)
+
+test-all:
+	@scripts/test all $(TARGETS)
+
+shell:
+	@scripts/boot shell $(or $(firstword $(TARGETS)),amd64)
 
 kunit:
 	@scripts/kunit $(ARCHS)
@@ -51,14 +63,24 @@ check:
 doc:
 	@scripts/doc
 
+rust-analyzer:
+	@scripts/rust-analyzer $(if $(filter file,$(origin KDIR)),,'$(KDIR)')
+
 help:
 	@echo 'make run              boot a kernel with the modules, from nothing; needs Debian and root'
-	@echo 'make test             all tests, on all targets or on TARGETS="..."'
+	@echo 'make test             all tests, on all targets'
+	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-all TARGETS=...'
+	@echo 'make kunit            the same cases, built into a kernel: UML, and QEMU; or ARCHS="..."'
 	@echo 'make torture          everything at once, for SECONDS=60, on amd64 or on TARGETS="..."'
 	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
-	@echo 'make check            formatting, lints, documentation, licences'
+	@echo 'make shell            a shell in the guest, on amd64 or on TARGETS=...'
+	@echo 'make check            formatting, lints, documentation, patches'
 	@echo 'make doc              the documentation, as HTML'
-	@echo 'make KDIR=<tree>      the modules, against a kernel tree of yours'
-	@echo 'make KDIR=<tree> modules_install, make KDIR=<tree> clean'
+	@echo 'make rust-analyzer    rust-project.json, for an editor'
+	@echo
+	@echo 'With a kernel tree of yours:'
+	@echo 'make KDIR=<tree>      the modules'
+	@echo 'make KDIR=<tree> doctor, install, modules_install, clean, rust-analyzer'
 
-.PHONY: modules modules_install clean check-kdir run test torture bench check doc help
+.PHONY: modules install modules_install clean doctor run test test-all shell kunit torture bench check \
+	doc rust-analyzer help

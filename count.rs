@@ -175,8 +175,8 @@ pub(crate) struct Count {
     phase: Phase,
 }
 
-// No more than C's `percpu_ref` and `percpu_ref_data` take together on 64-bit machines, and as much on
-// each CPU. With lockdep, a `work_struct` is larger.
+// No more than C's `percpu_ref` and `percpu_ref_data` take together on 64-bit machines, and as much
+// on each CPU. With lockdep, a `work_struct` is larger.
 const _: () = assert!(size_of::<Count>() <= 72 || cfg!(any(CONFIG_LOCKDEP, not(CONFIG_64BIT))));
 const _: () = assert!(size_of::<Local<u64>>() == 8);
 

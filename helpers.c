@@ -121,7 +121,7 @@ bool rust_percpu_ref_within_module(const void *addr, const struct module *mod)
 	return within_module((unsigned long)addr, mod);
 }
 
-const char *rust_percpu_ref_module_name(const struct module *mod)
+const char *rust_percpu_ref_module_name(struct module *mod)
 {
 	return module_name(mod);
 }

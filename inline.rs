@@ -259,8 +259,8 @@ mod arch {
         unsafe { per_cpu_ptr(ptr.cast(), (*current_thread_info()).cpu) }.cast()
     }
 
-    /// `$change` is what is done with `{value}`. The exclusive pair makes it a whole for interrupts,
-    /// and all CPUs have it.
+    /// `$change` is what is done with `{value}`. The exclusive pair makes it a whole for
+    /// interrupts, and all CPUs have it.
     macro_rules! this_cpu_op {
         ($copy:expr, $change:literal $(, $($operand:tt)*)?) => {
             asm!(

@@ -34,13 +34,15 @@
 //!
 //! | state | [`kill`] | [`switch_to_atomic`] | [`switch_to_percpu`] | [`resurrect`] |
 //! |---|---|---|---|---|
-//! | per-CPU | a grace period, then closed | a grace period, then atomic | nothing | `EINVAL` |
-//! | switching | closed when that is done | waits, then nothing | waits, then per-CPU | waits, then `EINVAL` |
+//! | per-CPU | grace period, then closed | grace period, then atomic | nothing | `EINVAL` |
+//! | switching | closed after that | waits | waits, then per-CPU | waits, then `EINVAL` |
 //! | atomic | closed at once | nothing | per-CPU | `EINVAL` |
-//! | dying | `false`, a warning | waits; atomic when it lives again | waits; per-CPU when it lives again | waits, then lives |
-//! | closed | `false`, a warning | atomic when it lives again | per-CPU when it lives again | lives, in per-CPU mode unless atomic mode was asked for |
+//! | dying | `false`, a warning | waits, next life | waits, next life | waits, then lives |
+//! | closed | `false`, a warning | next life | next life | lives |
 //!
-//! *Closed* is what the confirmation of a kill confirms: no reference is given out any more.
+//! *Next life*: that is the mode in which it will count when it lives again. Unless it was told to
+//! switch to atomic mode, it then counts by CPU. *Closed* is what the confirmation of a kill
+//! confirms: no reference is given out any more.
 //!
 //! # Unloading
 //!
@@ -365,8 +367,8 @@ impl<T: Counted, K: Kind> UniquePercpuRef<T, K> {
     /// Undoes [`UniquePercpuRef::new`]; the same as dropping it.
     ///
     /// The object is dropped, [`Counted::release`] is not called, and the memory is free on return;
-    /// unless the object has a `Drop` and the module that made it is gone, so that it has to be leaked.
-    /// This is for the error paths of whoever sets up the object.
+    /// unless the object has a `Drop` and the module that made it is gone, so that it has to be
+    /// leaked. This is for the error paths of whoever sets up the object.
     ///
     /// Any context that the object may be dropped in, but NMI. It frees memory, which PREEMPT_RT
     /// does not allow in a hard interrupt or with preemption disabled.
@@ -528,8 +530,9 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         Some(unsafe { PercpuRefGuard::new(self.inner) })
     }
 
-    /// The same as [`try_get_live`](Self::try_get_live), for who is inside an RCU read-side critical
-    /// section and ports code from C. (There it saves another one. Here that is inlined and cheap.)
+    /// The same as [`try_get_live`](Self::try_get_live), for who is inside an RCU read-side
+    /// critical section and ports code from C. (There it saves another one. Here that is inlined
+    /// and cheap.)
     #[doc(alias = "percpu_ref_tryget_live_rcu")]
     #[inline(always)]
     pub fn try_get_live_rcu(&self, _section: &Guard) -> Option<PercpuRefGuard<T>> {

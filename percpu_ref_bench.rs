@@ -2,22 +2,23 @@
 
 //! The benchmark: what references cost, beside the C original and what else one might use.
 //!
-//! Inserting the module runs it. Each line of the log that has `result` in it is a row of the table;
-//! `scripts/bench-report` makes the table of them.
+//! Inserting the module runs it. Each line of the log that has `result` in it is a row of the
+//! table; `scripts/bench-report` makes the table of them.
 //!
 //! # Time
 //!
-//! An *operation* is done in loops by all the *implementations* that have it, one after the other, on
-//! so many CPUs at once, in threads that stay on their CPUs and begin together. That is a *round*; the
-//! next one has them in the opposite order, so that what drifts meets all alike. The first round warms
-//! up and is not counted. From each time the median of the empty loop's is subtracted. What is printed
-//! are percentiles of the rounds, in picoseconds for one operation on one CPU.
+//! An *operation* is done in loops by all the *implementations* that have it, one after the other,
+//! on so many CPUs at once, in threads that stay on their CPUs and begin together. That is a
+//! *round*; the next one has them in the opposite order, so that what drifts meets all alike. The
+//! first round warms up and is not counted. From each time the median of the empty loop's is
+//! subtracted. What is printed are percentiles of the rounds, in picoseconds for one operation on
+//! one CPU.
 //!
 //! # Instructions
 //!
 //! With `instructions=1`, under an emulator whose clock counts instructions (QEMU's `-icount`), the
-//! cycles of each loop are counted with interrupts disabled, and compared with a loop of known length.
-//! The numbers are thousandths of instructions, and the same in every run.
+//! cycles of each loop are counted with interrupts disabled, and compared with a loop of known
+//! length. The numbers are thousandths of instructions, and the same in every run.
 
 use kernel::{
     prelude::*,

@@ -2,8 +2,8 @@
 
 //! Tests of the library, run when the module is loaded.
 //!
-//! They use the public interface alone. The results go to the kernel log as a KTAP subtest. They are a
-//! suite of KUnit's where the kernel has it; else loading fails with `EIO` if a case fails.
+//! They use the public interface alone. The results go to the kernel log as a KTAP subtest. They
+//! are a suite of KUnit's where the kernel has it; else loading fails with `EIO` if a case fails.
 
 use core::{
     convert::Infallible,
@@ -128,8 +128,8 @@ macro_rules! check {
 
 use check;
 
-/// Makes a suite of cases, each a function here. Where the kernel has KUnit, it is one of KUnit's, which
-/// runs it: when the module has been loaded, or at boot. Else [`run`] does.
+/// Makes a suite of cases, each a function here. Where the kernel has KUnit, it is one of KUnit's,
+/// which runs it: when the module has been loaded, or at boot. Else [`run`] does.
 macro_rules! suite {
     ($cases:ident = $suite:ident [$($case:ident),* $(,)?]) => {
         #[cfg(not(CONFIG_KUNIT = "y"))]
@@ -261,7 +261,10 @@ fn run(number: u32, suite: &str, cases: &[(&str, Case)]) -> Result {
             }
         }
     }
-    pr_info!("{}ok {number} {suite}\n", if result.is_ok() { "" } else { "not " });
+    pr_info!(
+        "{}ok {number} {suite}\n",
+        if result.is_ok() { "" } else { "not " }
+    );
     result
 }
 

@@ -55,7 +55,7 @@ use crate::rcu;
 extern "C" {
     fn rust_percpu_ref_register_module_notifier(block: *mut bindings::notifier_block) -> c_int;
     fn rust_percpu_ref_unregister_module_notifier(block: *mut bindings::notifier_block) -> c_int;
-    fn rust_percpu_ref_module_name(module: *const c_void) -> *const c_char;
+    fn rust_percpu_ref_module_name(module: *mut c_void) -> *const c_char;
     fn rust_percpu_ref_wake_up_var(var: *mut c_void);
     fn rust_percpu_ref_wait_var_event(var: *mut usize, mask: usize, val: usize);
     fn rust_percpu_ref_wait_var_zero_timeout(var: *mut usize, ms: c_uint);

@@ -152,8 +152,7 @@ struct Sample {
 impl kernel::InPlaceModule for Sample {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         // Up to 7.2 a parameter's value is a reference.
-        let latency_ms: u32 =
-            *core::borrow::Borrow::borrow(&module_parameters::latency_ms.value());
+        let latency_ms: u32 = *core::borrow::Borrow::borrow(&module_parameters::latency_ms.value());
         let name = c"percpu_ref_sample";
 
         try_pin_init!(Self {

@@ -10,6 +10,8 @@
 #include <linux/preempt.h>
 #include <linux/sched.h>
 
+#include "fail_nth.h"
+
 static struct task_struct *victim;
 static unsigned int left;
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases in which there is no memory: `fail_nth.c` lets the first allocation fail, then the second, and
-//! so on until none has failed. Each failure must come out as `ENOMEM`, and leave nothing behind.
+//! Cases in which there is no memory: `fail_nth.c` lets the first allocation fail, then the second,
+//! and so on until none has failed. Each failure must come out as `ENOMEM`, and leave nothing
+//! behind.
 
 use super::*;
 
@@ -17,8 +18,8 @@ use percpu_ref::{
     Reinit, //
 };
 
-/// `percpu_ref_test_fail_nth()` of the module `rust_percpu_ref_faults`, which stays in place as long
-/// as this does.
+/// `percpu_ref_test_fail_nth()` of the module `rust_percpu_ref_faults`, which stays in place as
+/// long as this does.
 struct Faults(FailNth);
 
 type FailNth = unsafe extern "C" fn(n: c_uint, deep: bool) -> c_uint;
@@ -55,12 +56,12 @@ impl Drop for Faults {
 }
 
 /// For what is allocated anew for each kind of object.
-struct OfKind<const KIND: usize>(#[allow(dead_code)] Thing);
+struct OfKind<const KIND: usize>(#[allow(dead_code, reason = "it counts")] Thing);
 
 impl<const KIND: usize> Counted for OfKind<KIND> {}
 
 /// Does not sleep, but may.
-struct MaySleep(#[allow(dead_code)] Thing);
+struct MaySleep(#[allow(dead_code, reason = "it counts")] Thing);
 
 impl Counted for MaySleep {
     const MAY_SLEEP: bool = true;
@@ -212,9 +213,9 @@ pub(super) fn ends_need_no_memory() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Takes all the memory that can be had without waiting, in objects so large that pieces of it remain
-/// for the rest of the kernel, and then what is kept for those who must not fail, in small ones.
-/// Ending all of them gives it back.
+/// Takes all the memory that can be had without waiting, in objects so large that pieces of it
+/// remain for the rest of the kernel, and then what is kept for those who must not fail, in small
+/// ones. Ending all of them gives it back.
 pub(super) fn memory_pressure() -> Result<Outcome> {
     const MOST_LARGE: usize = 2_000;
     const MOST_SMALL: usize = 4_000;

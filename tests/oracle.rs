@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The C original as an oracle: random operations on a C `percpu_ref` and on ours, which must answer
-//! alike and tell of the same events at the same points.
+//! The C original as an oracle: random operations on a C `percpu_ref` and on ours, which must
+//! answer alike and tell of the same events at the same points.
 //!
-//! A *sequence* is one such pair. Many go side by side, in rounds: each is given a few operations in
-//! an RCU read-side critical section, in which no callback of either can end; then a barrier lets
-//! all callbacks end. So it is certain at each moment where both are.
+//! A *sequence* is one such pair. Many go side by side, in rounds: each is given a few operations
+//! in an RCU read-side critical section, in which no callback of either can end; then a barrier
+//! lets all callbacks end. So it is certain at each moment where both are.
 //!
 //! # Where the two differ on purpose
 //!

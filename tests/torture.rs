@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Torture, after the example of rcutorture: for a given time all that the library can do is done at
-//! once on all CPUs, while some of these go offline and come back.
+//! Torture, after the example of rcutorture: for a given time all that the library can do is done
+//! at once on all CPUs, while some of these go offline and come back.
 //!
 //! Inserting the module runs it, and fails with `EIO` if anything was not as it should be. The last
 //! line that it prints is the verdict.

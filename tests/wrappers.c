@@ -7,11 +7,10 @@
 #include <linux/cpu.h>
 #include <linux/module.h>
 
-typedef unsigned int fail_nth_t(unsigned int n, bool deep);
-extern fail_nth_t percpu_ref_test_fail_nth;
+#include "fail_nth.h"
 
 /* NULL, unless rust_percpu_ref_faults is there; it then stays until the put. */
-fail_nth_t *percpu_ref_test_get_fail_nth(void)
+typeof(&percpu_ref_test_fail_nth) percpu_ref_test_get_fail_nth(void)
 {
 	return symbol_get(percpu_ref_test_fail_nth);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Deliberate bugs, to show that the checkers of a debugging kernel, and those who read its log, see
-//! what this project's modules do. Never insert this where you want to go on working.
+//! Deliberate bugs, to show that the checkers of a debugging kernel, and those who read its log,
+//! see what this project's modules do. Never insert this where you want to go on working.
 
 use core::mem::forget;
 use kernel::{
