@@ -12,9 +12,10 @@ modules:
 	@scripts/doctor '$(KDIR)' first
 	+$(kbuild) modules
 
+# The library alone.
 install:
-	+$(MAKE) modules
-	+$(MAKE) modules_install
+	+$(MAKE) modules modules_args=CONFIG_RUST_PERCPU_REF=m
+	+$(MAKE) modules_install modules_args=CONFIG_RUST_PERCPU_REF=m
 
 # As with any external module; INSTALL_MOD_PATH and the like are passed on. Besides, modules that are
 # to use the library are built against these files.

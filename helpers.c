@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What only C can say: the macros and inline functions that the Rust files call. Each helper is
- * the C name behind it, with the prefix rust_percpu_ref_, and does nothing else.
+ * the C name behind the prefix rust_percpu_ref_, unless it says what it does besides.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -105,7 +105,7 @@ void rust_percpu_ref_kvfree_call_rcu(void *head, void *ptr)
 	kvfree_call_rcu(head, ptr);
 }
 
-/* Inline if CONFIG_MODULES is not set, or a macro, and so are the next ones. */
+/* Inline if CONFIG_MODULES is not set, or a macro, and so are the three below. */
 int rust_percpu_ref_register_module_notifier(struct notifier_block *nb)
 {
 	return register_module_notifier(nb);

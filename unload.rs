@@ -23,6 +23,9 @@
 //! it, the library calls nothing of the module, but cannot keep others from it: who still holds a
 //! reference may find a pointer to the module's code or constants in the object.
 //!
+//! All this is about what the library calls. Who else calls into a module has to be done with that
+//! when its exit function returns.
+//!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
 use core::ptr::{
@@ -150,10 +153,14 @@ fn classes() -> impl Iterator<Item = &'static Class> {
 impl Class {
     /// The class of `ops`, with one more object, for which [`Class::put`] must be called.
     ///
-    /// Fails with `ENOMEM`, and with `ENODEV` if the module of `ops` is at its end. Any context
-    /// that `gfp` may allocate in.
+    /// Fails with `ENOMEM`, and with `ENODEV` if the module of `ops` is at its end, or if the
+    /// library is built in and has not begun. Any context that `gfp` may allocate in.
     pub(crate) fn get(ops: &'static Ops, gfp: Flags) -> Result<&'static Self> {
         let ops = ptr::from_ref(ops).cast_mut();
+        // `Acquire`: see `Queue::new()`.
+        if QUEUE.load(Acquire).is_null() {
+            return Err(ENODEV);
+        }
 
         loop {
             {
@@ -322,7 +329,8 @@ impl Queue {
         if queue.is_null() {
             return Err(ENOMEM);
         }
-        QUEUE.store(queue, Relaxed);
+        // `Release` pairs with the `Acquire` in `Class::get()`: the callers of `queue_work()` see it.
+        QUEUE.store(queue, Release);
         Ok(Self)
     }
 }
@@ -330,7 +338,7 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         // SAFETY: It is the workqueue that `new()` allocated; nobody queues anything any more.
-        unsafe { bindings::destroy_workqueue(QUEUE.load(Relaxed)) };
+        unsafe { bindings::destroy_workqueue(QUEUE.xchg(ptr::null_mut(), Relaxed)) };
     }
 }
 
@@ -343,8 +351,9 @@ pub(crate) unsafe fn queue_work(
     work: *mut bindings::work_struct,
     func: unsafe extern "C" fn(*mut bindings::work_struct),
 ) {
-    // SAFETY: Objects exist while there is a `Notifier`, which has a `Queue`. The rest is as the
-    // function requires.
+    // SAFETY: `work` is of an object, so `Class::get()` has seen the `Queue`. It is there as long as
+    // the library is, unless that is built in and cannot begin; then there are no objects. The rest
+    // is as the function requires.
     unsafe { rust_percpu_ref_queue_work(QUEUE.load(Relaxed), work, Some(func)) };
 }
 

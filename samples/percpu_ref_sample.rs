@@ -4,8 +4,9 @@
 //!
 //! `/dev/percpu_ref_sample` keeps what was written to it, to be read again. Each request takes
 //! `latency_ms` milliseconds, as if there were hardware. The device goes when the module is
-//! unloaded, and also, since open files keep a module in place, when `remove` is written to it, as
-//! if the hardware were pulled out:
+//! unloaded, and also, since open files keep a module in place (from Linux 7.3 on; before, do not
+//! unload this one while a file is open), when `remove` is written to it, as if the hardware were
+//! pulled out:
 //!
 //! - requests under way find all that they need, and come to their end;
 //! - new ones get `ENODEV`, even on a file that was opened before;
@@ -26,6 +27,7 @@ use kernel::{
         MiscDeviceRegistration, //
     },
     new_mutex,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         rcu,
@@ -52,7 +54,9 @@ struct Device {
 }
 
 impl Counted for Device {
-    // The device's `Drop` may sleep. Without it, no release may, and there is no delay.
+    // If the last request has ended before the removal, it is RCU's callback that ends the device,
+    // where nothing may sleep. To free the text of a device may sleep, so that is done in a
+    // workqueue. Leave this out if no `Drop` and no release sleeps: then there is no delay.
     const MAY_SLEEP: bool = true;
 
     fn release(&self) {
@@ -67,7 +71,8 @@ impl PinnedDrop for Device {
     }
 }
 
-/// Where the requests find the device, while it is there.
+/// Where the requests find the device, while it is there. There is one; a driver for many has this
+/// in what its bus keeps for each.
 static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
 
 /// A request under way. As long as it has this, it has the device. Taking it touches no memory that
@@ -76,7 +81,8 @@ fn begin_request() -> Result<PercpuRefGuard<Device>> {
     DEVICE.try_get_live(&rcu::read_lock()).ok_or(ENODEV)
 }
 
-/// Lets no new request begin, and returns when those under way have ended. Not to be called in one.
+/// Lets no new request begin, and returns when those under way have ended. Not to be called in one,
+/// and no request may wait for user space in a way that has no end: this cannot be interrupted.
 fn remove() {
     if let Some(device) = DEVICE.replace(None) {
         device.kill_and_wait();
@@ -84,15 +90,16 @@ fn remove() {
     }
 }
 
-/// An open file. It has no reference: what is open may stay so for days.
+/// An open file. It has no reference: what is open may stay so for days. It can be opened until the
+/// module is unloaded, with or without the device.
 struct Open;
 
 #[vtable]
 impl MiscDevice for Open {
-    type Ptr = KBox<Self>;
+    type Ptr = ();
 
     fn open(_file: &File, _registration: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
-        Ok(KBox::new(Open, GFP_KERNEL)?)
+        Ok(())
     }
 
     fn read_iter(mut kiocb: Kiocb<'_, Self::Ptr>, to: &mut IovIterDest<'_>) -> Result<usize> {
@@ -103,7 +110,10 @@ impl MiscDevice for Open {
         to.simple_read_from_buffer(kiocb.ki_pos_mut(), &text)
     }
 
-    fn write_iter(_kiocb: Kiocb<'_, Self::Ptr>, from: &mut IovIterSource<'_>) -> Result<usize> {
+    fn write_iter(mut kiocb: Kiocb<'_, Self::Ptr>, from: &mut IovIterSource<'_>) -> Result<usize> {
+        if from.len() > PAGE_SIZE {
+            return Err(EINVAL);
+        }
         let mut text = KVVec::new();
         let length = from.copy_from_iter_vec(&mut text, GFP_KERNEL)?;
         if text.trim_ascii_end() == b"remove" {
@@ -114,6 +124,8 @@ impl MiscDevice for Open {
 
         fsleep(device.latency);
         *device.text.lock() = text;
+        // To be read from its beginning.
+        *kiocb.ki_pos_mut() = 0;
         Ok(length)
     }
 }

@@ -67,6 +67,11 @@ describe_target() {
 	esac
 }
 
+# cross_compile: the prefix of the described target's binutils; none for the root's own.
+cross_compile() {
+	sed -n 's/.*CROSS_COMPILE=\([^ ]*\).*/\1/p' <<< "$make_args"
+}
+
 # What the toolchain's Debian root is made of.
 suite=trixie
 packages="

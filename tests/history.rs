@@ -193,7 +193,8 @@ pub(super) fn release_takes_lock() -> Result<Outcome> {
     })?;
 
     let mut result = Ok(());
-    for _ in 0..50 {
+    let rounds = times(50);
+    for _ in 0..rounds {
         let (thing, events) = Thing::new()?;
         let lock = lock.clone();
         let object = PercpuRef::from(UniquePercpuRef::new(Locking { lock, thing }, GFP_KERNEL)?);
@@ -208,7 +209,7 @@ pub(super) fn release_takes_lock() -> Result<Outcome> {
     stop.store(1, Release);
     drop(holder);
     result?;
-    check!(*lock.lock() == 50);
+    check!(*lock.lock() as usize == rounds);
     Ok(Passed)
 }
 

@@ -617,7 +617,7 @@ impl Arena {
                 threads.push(thread, GFP_KERNEL)?;
             }
         }
-        fsleep(Delta::from_millis(1000));
+        fsleep(Delta::from_millis(times(1000) as i64));
         let result = wait_for(|| enough(this));
         this.stop.store(1, Release);
         drop(threads);

@@ -386,13 +386,13 @@ fn rounds(all: &mut [(Pair, Random)], last: usize) -> Result {
 
 /// Equality, in a single thread.
 pub(super) fn c_says_the_same() -> Result<Outcome> {
-    const SEQUENCES: usize = 2000;
     const ROUNDS: usize = 12;
 
+    let sequences = times(2000);
     let seed = seed();
     pr_info!("        # seed={seed}\n");
-    let mut all = KVVec::with_capacity(SEQUENCES, GFP_KERNEL)?;
-    while all.len() < SEQUENCES {
+    let mut all = KVVec::with_capacity(sequences, GFP_KERNEL)?;
+    while all.len() < sequences {
         let mut random = Random::new(seed, all.len());
         all.push((Pair::new(random.below(3))?, random), GFP_KERNEL)?;
     }
@@ -411,8 +411,8 @@ pub(super) fn c_says_the_same() -> Result<Outcome> {
     drop(all);
     check!(THINGS.load(Relaxed) == 0);
     pr_info!(
-        "        # {SEQUENCES} sequences, {} operations, {releases} releases\n",
-        SEQUENCES * ROUNDS * STEPS
+        "        # {sequences} sequences, {} operations, {releases} releases\n",
+        sequences * ROUNDS * STEPS
     );
     Ok(Passed)
 }

@@ -5,6 +5,7 @@
  */
 
 #include <linux/cpu.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 
 #include "fail_nth.h"
@@ -28,4 +29,9 @@ int percpu_ref_test_remove_cpu(unsigned int cpu)
 int percpu_ref_test_add_cpu(unsigned int cpu)
 {
 	return add_cpu(cpu);
+}
+
+unsigned long percpu_ref_test_totalram_mib(void)
+{
+	return totalram_pages() >> (20 - PAGE_SHIFT);
 }
