@@ -298,7 +298,9 @@ unsafe fn run_in_kunit(test: *mut bindings::kunit, suite: &str, case: Case) {
         // KUnit may have noticed a complaint meanwhile; then it has failed.
         //
         // SAFETY: `status` is valid. KUnit itself writes it without a lock, by `WRITE_ONCE()`.
-        Ok(Skipped(why)) if unsafe { status.read_volatile() } == bindings::kunit_status_KUNIT_SUCCESS => {
+        Ok(Skipped(why))
+            if unsafe { status.read_volatile() } == bindings::kunit_status_KUNIT_SUCCESS =>
+        {
             // SAFETY: As above.
             unsafe { status.write_volatile(bindings::kunit_status_KUNIT_SKIPPED) };
             // SAFETY: Nobody else uses this before the case has returned.
@@ -333,7 +335,12 @@ fn times(n: usize) -> usize {
 
 fn check_parameters() -> Result {
     check_parameter("threads", value(module_parameters::threads.value()), 1, 64)?;
-    check_parameter("seconds", value(module_parameters::seconds.value()), 0, 86400)
+    check_parameter(
+        "seconds",
+        value(module_parameters::seconds.value()),
+        0,
+        86400,
+    )
 }
 
 fn check_parameter(name: &str, value: u32, min: u32, max: u32) -> Result {
