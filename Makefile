@@ -6,10 +6,13 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 
 modules_args := CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m \
 	CONFIG_RUST_PERCPU_REF_TORTURE=m CONFIG_SAMPLE_RUST_PERCPU_REF=m
-kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) $(modules_args)
+# Where they go: not among the sources, which others are built from, too.
+MO ?= $(CURDIR)/build/modules
+kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MO) $(modules_args)
 
 modules:
 	@scripts/doctor '$(KDIR)' first
+	@mkdir -p '$(MO)'
 	+$(kbuild) modules
 
 # The library alone.
@@ -23,7 +26,7 @@ modules_install: libdir = $(INSTALL_MOD_PATH)/lib/modules/$(release)/updates/rus
 modules_install: release = $(shell cat '$(KDIR)/include/config/kernel.release')
 modules_install:
 	+$(kbuild) $@
-	install -D -m 644 -t '$(libdir)' $(addprefix $(or $(MO),.)/,libpercpu_ref.rmeta Module.symvers)
+	install -D -m 644 -t '$(libdir)' $(addprefix $(MO)/,libpercpu_ref.rmeta Module.symvers)
 
 clean:
 	+$(kbuild) $@

@@ -184,8 +184,8 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// process context, in a workqueue, once the count is zero.
     ///
     /// Such a release must not wait for the end of other objects of this kind: they share the
-    /// workqueue, which runs a limited number of them at a time. Nor may memory reclaim wait for it:
-    /// the workqueue has no `WQ_MEM_RECLAIM`.
+    /// workqueue, which runs a limited number of them at a time. Nor may memory reclaim wait for
+    /// it: the workqueue has no `WQ_MEM_RECLAIM`.
     ///
     /// Not for [`Reinit`] references: the object might live again before the release is told of its
     /// end.
@@ -296,8 +296,9 @@ impl<T: Counted> UniquePercpuRef<T> {
     /// Allocates an object and a count of one, in per-CPU mode.
     ///
     /// Fails with `ENOMEM`, or with what `value` fails with; then nothing is left behind. Also with
-    /// `ENODEV`, for a release or a callback that runs at the very end of its module's unloading, and
-    /// for code that is built in and runs before the library is initialised (`device_initcall`).
+    /// `ENODEV`, for a release or a callback that runs at the very end of its module's unloading,
+    /// and for code that is built in and runs before the library is initialised
+    /// (`device_initcall`).
     /// May sleep if `flags` allow it, and then needs process context.
     #[doc(alias = "percpu_ref_init")]
     pub fn new<E>(value: impl PinInit<T, E>, flags: Flags) -> Result<Self>

@@ -329,7 +329,7 @@ impl Queue {
         if queue.is_null() {
             return Err(ENOMEM);
         }
-        // `Release` pairs with the `Acquire` in `Class::get()`: the callers of `queue_work()` see it.
+        // `Release` pairs with the `Acquire` in `Class::get()`: callers of `queue_work()` see it.
         QUEUE.store(queue, Release);
         Ok(Self)
     }
@@ -351,9 +351,9 @@ pub(crate) unsafe fn queue_work(
     work: *mut bindings::work_struct,
     func: unsafe extern "C" fn(*mut bindings::work_struct),
 ) {
-    // SAFETY: `work` is of an object, so `Class::get()` has seen the `Queue`. It is there as long as
-    // the library is, unless that is built in and cannot begin; then there are no objects. The rest
-    // is as the function requires.
+    // SAFETY: `work` is of an object, so `Class::get()` has seen the `Queue`. It is there as long
+    // as the library is, unless that is built in and cannot begin; then there are no objects. The
+    // rest is as the function requires.
     unsafe { rust_percpu_ref_queue_work(QUEUE.load(Relaxed), work, Some(func)) };
 }
 
