@@ -91,7 +91,7 @@ module! {
         },
         seconds: u32 {
             default: 2,
-            description: "Seconds of stress at least, up to 86400 (with KUnit 3000); 0: and less of all else",
+            description: "Seconds of stress at least, up to 86400 (KUnit: 3000); 0: less of all",
         },
         seed: u32 {
             default: 0,

@@ -389,7 +389,8 @@ impl kernel::Module for Torture {
         run(seconds)?;
 
         pr_info!(
-            "torture: {seconds} s, {} gets, {} interrupts, {} kills, {} confirmations, {} releases\n",
+            "torture: {seconds} s, {} gets, {} interrupts, {} kills, {} confirmations, \
+             {} releases\n",
             GETS.get(),
             IN_IRQ.get(),
             KILLS.get(),
@@ -397,7 +398,8 @@ impl kernel::Module for Torture {
             RELEASED.get()
         );
         pr_info!(
-            "torture: {} objects, {} switches, {} resurrections, {} times a CPU offline; {} errors\n",
+            "torture: {} objects, {} switches, {} resurrections, {} times a CPU offline; \
+             {} errors\n",
             BORN.get(),
             SWITCHED.get(),
             RESURRECTED.get(),

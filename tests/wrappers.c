@@ -11,7 +11,7 @@
 #include "fail_nth.h"
 
 /* NULL, unless rust_percpu_ref_faults is there; it then stays until the put. */
-typeof(&percpu_ref_test_fail_nth) percpu_ref_test_get_fail_nth(void)
+void *percpu_ref_test_get_fail_nth(void)
 {
 	return symbol_get(percpu_ref_test_fail_nth);
 }
