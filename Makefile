@@ -4,11 +4,22 @@
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
-modules_args := CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m \
-	CONFIG_RUST_PERCPU_REF_TORTURE=m CONFIG_SAMPLE_RUST_PERCPU_REF=m
+# As Kconfig says, which does not see an external module.
+has = $(shell grep -sx 'CONFIG_$(1)=y' '$(KDIR)/include/config/auto.conf')
+modules_args = CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m CONFIG_SAMPLE_RUST_PERCPU_REF=m \
+	$(if $(and $(call has,HOTPLUG_CPU),$(call has,KPROBES),$(call has,HAVE_FUNCTION_ARG_ACCESS_API)), \
+		CONFIG_RUST_PERCPU_REF_TORTURE=m)
 # Where they go: not among the sources, which others are built from, too.
-MO ?= $(CURDIR)/build/modules
+MO = $(CURDIR)/build/modules
+override MO := $(abspath $(MO))
+# make changes to another folder, to which this must not be relative.
+ifdef INSTALL_MOD_PATH
+override INSTALL_MOD_PATH := $(abspath $(INSTALL_MOD_PATH))
+endif
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MO) $(modules_args)
+
+# The kernel's Makefile takes these from its command line alone, and so is the doctor to do.
+$(foreach tool,RUSTC CC BINDGEN,$(if $(findstring command,$(origin $(tool))),,$(eval unexport $(tool))))
 
 modules:
 	@scripts/doctor '$(KDIR)' first

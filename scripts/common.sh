@@ -6,6 +6,9 @@
 set -euo pipefail
 set -o allexport # for the shells that step() starts
 
+# What git tells its hooks is not for the repositories that are made here.
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_PREFIX GIT_COMMON_DIR
+
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
 
