@@ -140,7 +140,7 @@ pub(super) fn kill_is_not_lazy() -> Result<Outcome> {
     rcu::barrier();
     let (callback, ran) = Callback::new(0)?;
     on_cpu(there, move || callback.call())?;
-    fsleep(Delta::from_millis(500));
+    fsleep(Delta::from_millis(times(500) as i64));
     let is_lazy = ran.confirmed.get() == 0;
     rcu::barrier();
     check!(ran.confirmed.get() == 1);
