@@ -27,7 +27,8 @@ pub(super) fn confirm_against_resurrect() -> Result<Outcome> {
     let thing = PercpuRef::<_, Reinit>::from(UniquePercpuRef::new_reinit(thing, GFP_KERNEL)?);
     let held = thing.try_get().ok_or(EIO)?;
 
-    for round in 1..=50 {
+    let rounds = times(50) as u32;
+    for round in 1..=rounds {
         check!(thing.kill_and_confirm(|thing| thing.events.confirmed.inc()));
         check!(thing.resurrect().is_ok());
         check!(events.confirmed.get() == round);
@@ -43,7 +44,7 @@ pub(super) fn confirm_against_resurrect() -> Result<Outcome> {
     check!(thing.kill_and_wait());
     drop(thing);
     check!(events.dropped.get() == 1 && events.released.get() == 1);
-    check!(events.confirmed.get() == 50);
+    check!(events.confirmed.get() == rounds);
     Ok(Passed)
 }
 
@@ -82,7 +83,7 @@ pub(super) fn callbacks_out_of_order() -> Result<Outcome> {
     let first = Arc::new(Atomic::new(0), GFP_KERNEL)?;
 
     let mut rounds = 0;
-    while rounds < 20 || (first.load(Relaxed) == 0 && rounds < 200) {
+    while rounds < times(20) || (first.load(Relaxed) == 0 && rounds < 200) {
         rounds += 1;
         let (thing, events) = Thing::shared()?;
         let thing = on_cpu(here, move || {
