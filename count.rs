@@ -14,11 +14,18 @@
 //! atomic alone might pass zero at any time; [`BIAS`] keeps it away from there.
 //!
 //! The bias does a second thing. It stays in until the reference is dying *and* the counters are
-//! added, and [`Count::try_get`] succeeds in atomic mode as long as it finds it. Taking it out is
-//! therefore one atomic operation after which no reference is given out any more, and the count can
-//! fall to zero: the reference is *closed*. [`Count::resurrect`] puts it in again.
+//! added, and [`Count::try_get_live`] succeeds in atomic mode as long as it finds it. Taking it out is
+//! therefore one atomic operation after which no such call succeeds: the reference is *closed*, and
+//! the count can fall to zero. [`Count::resurrect`] puts the bias in again.
 //!
-//! How the one mode follows on the other is in `switch.rs`.
+//! How the modes follow each other is in `switch.rs`, the arithmetic of the atomic in `value.rs`.
+//!
+//! # Functions that may end the object
+//!
+//! They take a pointer and not `&self`. As soon as such a function has put its reference, another
+//! CPU may free the object, while a reference in an argument promises that the object outlives the
+//! call. A reference to a field that is an atomic promises no such thing, so these are used
+//! ([`Count::word_of`] and the like).
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 
@@ -42,7 +49,11 @@ use kernel::{
         Full,
         Relaxed, //
     },
-    types::Opaque,
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    },
     warn_on, //
 };
 
@@ -53,27 +64,49 @@ use crate::{
         PreemptGuard, //
     },
     rcu::{
+        self,
         read_once,
-        RcuHead, //
+        RcuHead,
+        RcuPointer, //
+    },
+    release::{
+        self,
+        Link, //
     },
     unload::{
-        self,
         Class,
         Ops,
         Running, //
+    },
+    wait::{
+        wait_event,
+        wake_up,
+        Until, //
     },
 };
 
 #[path = "switch.rs"]
 mod switch;
+#[path = "value.rs"]
+mod value;
 
-use switch::Switch;
+use value::{
+    is_valid,
+    is_zero,
+    minus,
+    plus,
+    try_plus,
+    BIAS,
+    MAX_LOCAL,
+    SATURATED, //
+};
 
 extern "C" {
-    fn rust_percpu_ref_kvfree_call_rcu(head: *mut c_void, ptr: *mut c_void);
+    fn rust_percpu_ref_assert_rcu_is_watching();
+    fn rust_percpu_ref_current_comm() -> *const c_char;
 }
 
-/// In [`Count::word`]: the reference was killed.
+/// In [`Count::word`]: the reference was killed or frozen.
 #[doc(alias("__PERCPU_REF_DEAD", "PCPU_REF_DEAD"))]
 const DEAD: usize = 1 << 0;
 /// In [`Count::word`]: atomic mode was asked for.
@@ -88,44 +121,45 @@ const ATOMIC: usize = DEAD | FORCE | BUSY;
 
 const _: () = assert!(align_of::<Local<u64>>() > ATOMIC);
 
-/// In [`Count::atomic`] unless the reference is closed.
-#[doc(alias("PERCPU_COUNT_BIAS", "PCPU_COUNT_BIAS"))]
-const BIAS: u64 = 1 << 63;
-
-/// More references than this there cannot be.
-const LIMIT: u64 = 1 << 61;
-
-/// What [`Count::atomic`] is set to when the number of references is out of bounds, half-way
-/// between what is valid with and without [`BIAS`]. It stays there and thus never falls to zero.
-#[doc(alias = "REFCOUNT_SATURATED")]
-const SATURATED: u64 = 1 << 62;
-
-/// At most so many references are counted by CPU in one go; more go to the atomic at once. There
-/// one sees that they are too many. The counters do not, and somebody who leaks what he gets could
-/// bring their sum all the way round, by 2^58 calls at this number: that is decades of one CPU's
-/// time, and months of a hundred CPUs' that do nothing else. (C takes any number.)
-const MAX_LOCAL: usize = 64;
-
-/// Whether a value of [`Count::atomic`] has [`BIAS`] in it. What is counted by CPU may have taken
-/// it to either side.
-const fn is_open(value: u64) -> bool {
-    value.wrapping_sub(BIAS - LIMIT) <= 2 * LIMIT
-}
-
-/// Whether a value of [`Count::atomic`] is not a [`SATURATED`] one.
-const fn is_valid(value: u64) -> bool {
-    value <= LIMIT || is_open(value)
-}
-
-/// In [`Count::state`]: those who keep the object in memory, which are the owner's handle, and each
-/// life that has not come to its end.
-const HOLDS: usize = (1 << 24) - 1;
-/// In [`Count::state`]: the object may live more than once, so it lasts as long as the handle does.
-const REINIT: usize = 1 << 24;
+/// In [`Count::state`]: one life that has not ended, or one thread that must keep the memory for a
+/// moment.
+///
+/// All lives but the current one have a thread or an interrupt inside their release, and there are
+/// fewer than 2^24 of those (`PID_MAX_LIMIT` is 2^22).
+const LIFE: u64 = 1 << 0;
+/// In [`Count::state`]: the number of lives.
+const LIVES: u64 = (1 << 24) - LIFE;
+/// In [`Count::state`]: one [`Frozen`](crate::Frozen), or one call of `freeze()` that waits.
+const FREEZER: u64 = 1 << 24;
+/// In [`Count::state`]: the number of freezers. If it is full, it stays so, and the object stays
+/// frozen.
+const FREEZERS: u64 = (1 << 48) - FREEZER;
+/// In [`Count::state`]: the owner has its [`PercpuRef`](crate::PercpuRef).
+const HANDLE: u64 = 1 << 48;
+/// In [`Count::state`]: whatever keeps the memory of the object.
+const HOLDS: u64 = LIVES | FREEZERS | HANDLE;
+/// In [`Count::state`]: the object may live more than once, and stays as long as there are holds.
+const REINIT: u64 = 1 << 49;
 /// In [`Count::state`]: the object outlived its module and must stay in memory.
-const LEAKED: usize = 1 << 25;
-/// In [`Count::state`]: RCU readers may come upon the object.
-const PUBLISHED: usize = 1 << 26;
+const LEAKED: u64 = 1 << 50;
+/// In [`Count::state`]: RCU readers may find the object.
+const PUBLISHED: u64 = 1 << 51;
+/// In [`Count::state`]: the owner killed the reference, and did not resurrect it since.
+const KILLED: u64 = 1 << 52;
+/// In [`Count::state`]: the confirmation of the kill is to be called.
+const CONFIRM: u64 = 1 << 53;
+/// In [`Count::state`]: the confirmation of the switch is to be called.
+const NOTIFY: u64 = 1 << 54;
+
+/// In [`Count::state`]: a thread has killed the reference, and has not set [`DEAD`] yet.
+const KILLING: u64 = 1 << 55;
+/// In [`Count::state`]: a thread revives the reference, and has not cleared [`DEAD`] yet.
+const REVIVING: u64 = 1 << 56;
+
+/// Returns whether a reference with this state must be dead. [`DEAD`] follows it.
+const fn is_dead(state: u64) -> bool {
+    state & (KILLED | FREEZERS) != 0
+}
 
 /// How a count begins.
 #[derive(Clone, Copy, PartialEq)]
@@ -145,55 +179,53 @@ pub(crate) enum Start {
 /// A *life* of the object goes through these states. All but the first and the last are repeated
 /// by switching modes and by resurrection, if the count was made for that:
 ///
-/// - *unshared*, from [`Count::new`] on: one owner, who may drop it;
+/// - *unshared*, from [`Count::new`] on: one owner, which may drop it;
 /// - *live*, in per-CPU mode or in atomic mode;
-/// - *dying*, from [`Count::kill`] on: [`DEAD`] is set;
-/// - *closed*: the counters are added to the atomic and the bias is out. Who closed it goes on to
-///   put the initial reference;
-/// - *released*: the count fell to zero, and that was told to the object.
+/// - *dying*, from [`Count::kill`] or [`Count::freeze`] on: [`DEAD`] is set;
+/// - *closed*: the counters are added to the atomic and the bias is out. The thread or callback that
+///   closed it goes on to put the initial reference;
+/// - *zero*: there are no references. The object is then *released*: it is told so.
 ///
 /// # Invariants
 ///
 /// - Until the callback of the one life that it has, or else until the object is dropped, `word`
 ///   without its flags is the `PerCpu<Local<u64>>` that the count owns. Without [`ATOMIC`]
-///   everybody may change the counters, in an RCU read-side critical section in which he found the
-///   word so. In atomic mode without [`BUSY`] they are zero.
+///   all CPUs may change the counters, in an RCU read-side critical section in which they found the
+///   word so. In atomic mode without [`BUSY`] the counters are zero.
 /// - The counters' sum plus `atomic`, modulo 2^64, is the number of references, plus [`BIAS`]
-///   unless the reference is closed; or `atomic` is [`SATURATED`]. The initial reference is one of
-///   them, from the beginning of a life until the one who closes it puts it.
-/// - [`DEAD`] is set in each life once, by the one who owns the initial reference from then on, and
-///   passes it to who closes the reference.
-/// - `class` has this object in its count until the object is dropped.
-/// - The memory that the count is in came from `kmalloc()`. It is freed by whoever takes away the
-///   last of [`HOLDS`], if it is [`PUBLISHED`] after a grace period, and not if it is [`LEAKED`].
+///   until the reference is closed; or `atomic` is [`SATURATED`]. The initial reference is one of
+///   them until it is closed, and then [`INITIAL`](value::INITIAL), until the one that closed it
+///   puts it.
+/// - [`DEAD`] is set in each life once, by the thread that owns the initial reference from then on,
+///   and passes it to the one that closes the reference.
+/// - `class` counts this object until the object is dropped.
+/// - The memory that the count is in came from `kmalloc()`. It is freed when the last of [`HOLDS`]
+///   is gone, after a grace period if it is [`PUBLISHED`], and not if it is [`LEAKED`].
+/// - `rcu` is used by the owner of [`BUSY`], and when there are no holds, by the one that dropped
+///   the last. `link` is used by the one that ended the life of an object that lives once.
 pub(crate) struct Count {
     /// The address of the per-CPU counters, and flags.
     word: Atomic<usize>,
     atomic: Atomic<u64>,
     class: &'static Class,
-    state: Atomic<usize>,
-    phase: Phase,
+    state: Atomic<u64>,
+    /// How a killer and the RCU callback that completes a switch agree on which of them closes.
+    handover: Atomic<u32>,
+    /// When this life was killed: seconds of the monotonic clock. For messages.
+    killed_at: Atomic<u32>,
+    rcu: RcuHead,
+    link: Link,
 }
 
 // No more than C's `percpu_ref` and `percpu_ref_data` take together on 64-bit machines, and as much
-// on each CPU. With lockdep, a `work_struct` is larger.
-const _: () = assert!(size_of::<Count>() <= 72 || cfg!(any(CONFIG_LOCKDEP, not(CONFIG_64BIT))));
+// on each CPU.
+const _: () = assert!(size_of::<Count>() <= 72);
 const _: () = assert!(size_of::<Local<u64>>() == 8);
 
-/// While it lives, a count needs the one, and for its end the other.
-#[repr(C)]
-union Phase {
-    switch: ManuallyDrop<Switch>,
-    /// For an object that lives once, from the moment on when its count has fallen to zero.
-    work: ManuallyDrop<Opaque<bindings::work_struct>>,
-}
-
-const _: () = assert!(size_of::<Phase>() >= size_of::<RcuHead>());
-
-// SAFETY: The fields are atomic, or used by one thread at a time as their comments say.
+// SAFETY: The fields are atomic, or by the type invariants used by one thread at a time.
 unsafe impl Send for Count {}
 
-// SAFETY: As above.
+// SAFETY: The fields are atomic, or by the type invariants used by one thread at a time.
 unsafe impl Sync for Count {}
 
 impl Count {
@@ -205,11 +237,14 @@ impl Count {
             let counters = PerCpu::<Local<u64>>::zeroed(gfp)?;
             let class = Class::get(ops, gfp)?;
             let (flags, atomic, state) = match start {
-                Start::Once => (0, 1 + BIAS, 2),
-                Start::Reinit => (0, 1 + BIAS, 2 | REINIT),
-                Start::Atomic => (FORCE, 1 + BIAS, 2 | REINIT),
-                Start::Dead => (DEAD, 0, 1 | REINIT),
+                Start::Once => (0, 1 + BIAS, HANDLE | LIFE),
+                Start::Reinit => (0, 1 + BIAS, HANDLE | LIFE | REINIT),
+                Start::Atomic => (FORCE, 1 + BIAS, HANDLE | LIFE | REINIT),
+                Start::Dead => (DEAD, 0, HANDLE | KILLED | REINIT),
             };
+            if start == Start::Dead {
+                class.sub_unkilled();
+            }
 
             // INVARIANT: The counters are zero. There is the initial reference, or the reference is
             // closed and there is none. The holds are one life, if there is one, and the handle.
@@ -218,9 +253,10 @@ impl Count {
                 atomic: Atomic::new(atomic),
                 class,
                 state: Atomic::new(state),
-                phase: Phase {
-                    switch: ManuallyDrop::new(Switch::new()),
-                },
+                handover: Atomic::new(switch::NO_KILLER),
+                killed_at: Atomic::new(0),
+                rcu: RcuHead::new(),
+                link: Link::new(),
             };
             // SAFETY: `slot` is valid for writes.
             unsafe { slot.write(count) };
@@ -230,44 +266,89 @@ impl Count {
         unsafe { pin_init::init_from_closure(init) }
     }
 
-    /// The counters that `word` is the address of.
+    /// Returns the counters that `word` is the address of.
     ///
     /// # Safety
     ///
-    /// `word` came from [`Count::word`], and for as long as the returned value is used, either
-    /// - nobody else has the count any more, or not yet, or
-    /// - it lacks [`ATOMIC`] and an RCU read-side critical section has gone on since it was read,
-    ///   or
-    /// - this is the callback.
+    /// `word` must have come from [`Count::word`], and for as long as the returned value is used,
+    /// either
+    /// - no other thread must have the count, or
+    /// - `word` must lack [`ATOMIC`], and the caller must be in the RCU read-side critical section
+    ///   that it was read in, or
+    /// - the caller must be the callback.
     #[inline]
     unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
         let ptr = ptr::with_exposed_provenance_mut(word & !ATOMIC);
 
-        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. What frees
-        // the counters comes a grace period after `ATOMIC`, or when nobody has the count.
+        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The counters
+        // are freed a grace period after `ATOMIC` was set, or when no other thread has the count.
         ManuallyDrop::new(unsafe { PerCpu::from_raw(NonNull::new_unchecked(ptr)) })
     }
 
-    /// What a transition needs.
+    /// Returns the word of a count, which may be freed before the reference is dropped.
     ///
     /// # Safety
     ///
-    /// The count has not fallen to zero, or it is [`REINIT`].
-    unsafe fn switch(&self) -> &Switch {
-        // SAFETY: As the function requires, `work` is not in use.
-        unsafe { &self.phase.switch }
+    /// `this` must be valid now, and at each use of the returned reference.
+    #[inline(always)]
+    unsafe fn word_of<'a>(this: NonNull<Self>) -> &'a Atomic<usize> {
+        // SAFETY: By the safety requirements of this function, `this` is valid.
+        unsafe { &(*this.as_ptr()).word }
     }
 
-    /// Does `local` with the counters in per-CPU mode, and else says that it is not.
+    /// Returns the atomic of a count, which may be freed before the reference is dropped.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid now, and at each use of the returned reference.
     #[inline(always)]
-    fn if_percpu(&self, local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard)) -> bool {
-        // RCU takes this for a read-side critical section.
-        let guard = PreemptGuard::new();
+    unsafe fn atomic_of<'a>(this: NonNull<Self>) -> &'a Atomic<u64> {
+        // SAFETY: By the safety requirements of this function, `this` is valid.
+        unsafe { &(*this.as_ptr()).atomic }
+    }
+
+    /// Returns the state of a count, which may be freed before the reference is dropped.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid now, and at each use of the returned reference.
+    unsafe fn state_of<'a>(this: NonNull<Self>) -> &'a Atomic<u64> {
+        // SAFETY: By the safety requirements of this function, `this` is valid.
+        unsafe { &(*this.as_ptr()).state }
+    }
+
+    /// Returns the class of a count.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid.
+    unsafe fn class_of(this: NonNull<Self>) -> &'static Class {
+        // SAFETY: By the safety requirements of this function, `this` is valid.
+        unsafe { (*this.as_ptr()).class }
+    }
+
+    /// Applies `local` to the counters and returns `true` in per-CPU mode. Returns `false` in atomic
+    /// mode.
+    ///
+    /// The count may be gone when this returns: another task can run when preemption is enabled
+    /// again.
+    #[inline(always)]
+    fn if_percpu(
+        word: &Atomic<usize>,
+        local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard),
+    ) -> bool {
+        if cfg!(CONFIG_PROVE_RCU) {
+            // SAFETY: The function takes no arguments.
+            unsafe { rust_percpu_ref_assert_rcu_is_watching() };
+        }
+        // RCU takes this region for a read-side critical section.
+        let guard = PreemptGuard::nested();
 
         // `Relaxed`: the counters are zero before the word lacks `ATOMIC`, and their address
-        // depends on it (see `switch_to_percpu()`). Who misses `ATOMIC` here is waited for by the
-        // grace period that is started after it is set.
-        let word = read_once(&self.word);
+        // depends on it (see `switch_to_percpu()`). A CPU that does not see `ATOMIC` yet is inside
+        // the critical section entered above, so the grace period that starts after `ATOMIC` was set
+        // waits for it.
+        let word = read_once(word);
         if word & ATOMIC == 0 {
             // SAFETY: `ATOMIC` is not set, and we are in a read-side critical section.
             local(&*unsafe { Self::counters(word) }, &guard);
@@ -279,10 +360,11 @@ impl Count {
         }
     }
 
-    /// Adds `n` references. The caller has one.
+    /// Adds `n` references. The caller must hold a reference until this returns.
     #[inline(always)]
     pub(crate) fn get(&self, n: usize) {
-        if n > MAX_LOCAL || !self.if_percpu(|counters, guard| add(counters, n, guard)) {
+        if n > MAX_LOCAL || !Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard))
+        {
             self.get_atomic(n);
         }
     }
@@ -294,36 +376,43 @@ impl Count {
         let new = if n <= MAX_LOCAL {
             plus(self.atomic.fetch_add(n as u64, Relaxed), n)
         } else {
-            // In one step, for it may be so many as to come out valid beyond what is not.
-            plus(self.update(|old| plus(old, n)), n)
+            // In one step, since the sum may be so large that it is valid again.
+            plus(update(&self.atomic, |old| plus(old, n)), n)
         };
         if new == SATURATED {
-            self.saturate();
+            // The rule in `value.rs`: the caller still holds its reference.
+            //
+            // SAFETY: The object is alive, and `self` the beginning of it.
+            unsafe { Self::saturate(NonNull::from(self)) };
         }
     }
 
-    /// Adds `n` references if the reference is not closed, and they are not too many.
+    /// Adds `n` references unless the count is zero, or they are too many.
     #[inline(always)]
     pub(crate) fn try_get(&self, n: usize) -> bool {
-        (n <= MAX_LOCAL && self.if_percpu(|counters, guard| add(counters, n, guard)))
-            || self.try_get_atomic(n)
+        (n <= MAX_LOCAL
+            && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
+            || self.try_get_atomic(n, false)
     }
 
-    /// Adds a reference if the reference is not dying.
+    /// Adds `n` references unless the reference is dying, or they are too many.
     #[inline(always)]
-    pub(crate) fn try_get_live(&self) -> bool {
-        self.if_percpu(PerCpu::inc_inline) || (!self.is_dying() && self.try_get_atomic(1))
+    pub(crate) fn try_get_live(&self, n: usize) -> bool {
+        (n <= MAX_LOCAL
+            && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
+            || (!self.is_dying() && self.try_get_atomic(n, true))
     }
 
     #[cold]
     #[inline(never)]
-    fn try_get_atomic(&self, n: usize) -> bool {
-        // The test and the addition must be one step, so that nothing succeeds once the bias is
-        // out.
+    fn try_get_atomic(&self, n: usize, live: bool) -> bool {
+        // The test and the addition must be one step, so that no reference is added to a count of
+        // zero, or with `live`, to one that is closed.
         let mut old = self.atomic.load(Relaxed);
-        while is_open(old) && is_open(plus(old, n)) {
-            // `Relaxed`: there is the initial reference until after the bias is out.
-            match self.atomic.cmpxchg(old, plus(old, n), Relaxed) {
+        while let Some(new) = try_plus(old, n, live) {
+            // `Relaxed`: the references that are found keep the count from zero, and the put of the
+            // new one is ordered before the end.
+            match self.atomic.cmpxchg(old, new, Relaxed) {
                 Ok(_) => return true,
                 Err(found) => old = found,
             }
@@ -331,226 +420,351 @@ impl Count {
         false
     }
 
-    /// Drops `n` references, and if they were the last ones, releases the object.
+    /// Drops `n` references, and releases the object if they were the last ones.
     ///
     /// # Safety
     ///
-    /// The caller owns `n` references, at least one, to the object that begins at `this`, and gives
-    /// them up.
+    /// The caller must own `n` references, at least one, to the object that begins at `this`, and
+    /// gives them up.
     #[inline(always)]
     pub(crate) unsafe fn put(this: NonNull<Self>, n: usize) {
-        // SAFETY: There is a reference, so the object is alive.
-        let count = unsafe { this.as_ref() };
-
-        if n > MAX_LOCAL || !count.if_percpu(|counters, guard| sub(counters, n, guard)) {
-            // The section is over: `release()` may take sleeping locks on PREEMPT_RT, and our
-            // reference alone keeps the object until the next line.
+        // SAFETY: Until the counter is changed, the caller's reference keeps the object alive.
+        let is_done = n <= MAX_LOCAL
+            && Self::if_percpu(unsafe { Self::word_of(this) }, |counters, guard| {
+                sub(counters, n, guard)
+            });
+        if !is_done {
+            // The critical section has ended, since `release()` may take sleeping locks on
+            // PREEMPT_RT. The caller's references alone keep the object until the next line.
             //
-            // SAFETY: As the function requires.
+            // SAFETY: By the safety requirements of this function, the caller owns `n` references.
             unsafe { Self::put_atomic(this, n) };
         }
     }
 
     /// # Safety
     ///
-    /// As for [`Count::put`].
+    /// The caller must own `n` references, at least one, to the object that begins at `this`, and
+    /// gives them up.
     #[cold]
     #[inline(never)]
     unsafe fn put_atomic(this: NonNull<Self>, n: usize) {
         // SAFETY: There is a reference, so the object is alive.
-        let count = unsafe { this.as_ref() };
+        let atomic = unsafe { Self::atomic_of(this) };
 
-        // `Full`, in both: all uses of the object, by us and by those who put before, come before
+        // `Full`, in both: all uses of the object, by us and by those that put before, come before
         // its end.
         let old = if n <= MAX_LOCAL {
-            count.atomic.fetch_sub(n as u64, Full)
+            atomic.fetch_sub(n as u64, Full)
         } else {
-            count.update(|old| minus(old, n))
+            update(atomic, |old| minus(old, n))
         };
         match minus(old, n) {
-            // SAFETY: These were the last references, and as the bias is out, there are no new
-            // ones.
+            // SAFETY: These were the last references, and no reference is added to a count of zero.
             0 => unsafe { Self::release(this) },
-            SATURATED => count.saturate(),
+            // SAFETY: By the rule in `value.rs`, the object is leaked or held by another thread
+            // until it is.
+            SATURATED => unsafe { Self::saturate(this) },
             _ => {}
         }
     }
 
-    /// Changes `atomic` to what `new` makes of it, and returns what it was.
-    fn update(&self, new: impl Fn(u64) -> u64) -> u64 {
-        let mut old = self.atomic.load(Relaxed);
-        // `Full`, for all of the callers' sakes.
-        while let Err(found) = self.atomic.cmpxchg(old, new(old), Full) {
-            old = found;
-        }
-        old
-    }
-
-    /// Leaks the object, as the number of references is not known any more.
+    /// Leaks the object, since the number of references is not known.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid, and by the rule in `value.rs` must not end before this returns.
     #[cold]
-    fn saturate(&self) {
-        // The caller may have given his references up. The object is there nevertheless: what he
-        // found is not valid, and by no operation does it come to zero from there.
-        self.atomic.store(SATURATED, Relaxed);
-        do_once_lite! { self.report(format_args!("saturated")); }
-    }
-
-    /// Says that the object is leaked, and why, with a stack trace.
-    fn report(&self, why: fmt::Arguments<'_>) {
-        let running = self.class.enter();
-        let name = running
-            .as_ref()
-            .map_or("(unloaded)", |running| (running.ops().name)());
-        pr_err!("{name}: {why}; leaking memory\n");
-        warn_on!(true);
+    unsafe fn saturate(this: NonNull<Self>) {
+        // SAFETY: By the safety requirements of this function, `this` is valid.
+        unsafe { Self::atomic_of(this) }.store(SATURATED, Relaxed);
+        do_once_lite! {
+            // SAFETY: By the safety requirements of this function, `this` is valid.
+            report(unsafe { Self::class_of(this) }, format_args!("saturated"));
+        }
     }
 
     /// Ends a life of the object.
     ///
     /// # Safety
     ///
-    /// The number of references just fell to zero.
+    /// The number of references must just have fallen to zero, by an operation of the caller.
     #[cold]
     unsafe fn release(this: NonNull<Self>) {
-        // SAFETY: The memory is there while this life holds it.
-        let class = unsafe { this.as_ref() }.class;
-
-        match class.enter() {
+        // SAFETY: The life that ends keeps the memory.
+        match unsafe { Self::class_of(this) }.enter() {
             Some(running) if running.ops().may_sleep => {
-                // SAFETY: Such an object lives once, so from now on `phase` is for the work.
-                // `finish_release()` is called once, as that is queued once.
-                unsafe { unload::queue_work((&raw mut (*this.as_ptr()).phase).cast(), run_work) };
+                // SAFETY: Such an object lives once, so `link` was not used before. The object was
+                // made after `is_ready()` returned `true`.
+                unsafe {
+                    let link = &raw mut (*this.as_ptr()).link;
+                    release::queue(NonNull::new_unchecked(link));
+                }
             }
-            // SAFETY: As the function requires.
+            // SAFETY: By the safety requirements of this function, the count just fell to zero.
             running => unsafe { Self::finish_release(this, running) },
         }
     }
 
-    /// The rest of [`Count::release`].
+    /// Completes a release that [`Count::release`] queued.
     ///
     /// # Safety
     ///
-    /// To be called once for each time that the number of references fell to zero.
+    /// `link` must be what [`release::queue`] was called with, and this must be called once.
+    pub(crate) unsafe fn run_release(link: NonNull<Link>) {
+        // SAFETY: By the safety requirements of this function, `link` is the field of a count. The
+        // address of a count is not null.
+        let this =
+            unsafe { NonNull::new_unchecked(container_of!(link.as_ptr(), Count, link)) };
+
+        // SAFETY: The life that ends keeps the memory.
+        let running = unsafe { Self::class_of(this) }.enter();
+        // SAFETY: The count fell to zero before the release was queued, and this is called once.
+        unsafe { Self::finish_release(this, running) };
+    }
+
+    /// Tells the object that a life has ended, and drops what lives once.
+    ///
+    /// # Safety
+    ///
+    /// Must be called once for each time that the number of references fell to zero.
     unsafe fn finish_release(this: NonNull<Self>, running: Option<Running<'static>>) {
-        // SAFETY: The memory is there while this life holds it.
-        let count = unsafe { this.as_ref() };
-        let is_last = read_once(&count.state) & REINIT == 0;
+        // SAFETY: The life that ends keeps the memory.
+        let state = unsafe { Self::state_of(this) };
+        let is_last = state.load(Relaxed) & REINIT == 0;
 
         let leaked = match running {
             Some(running) => {
-                // SAFETY: The object is there: it is dropped below, or not before the last hold is
-                // gone.
+                // SAFETY: The object is there: it is dropped below, or not before there are no
+                // holds.
                 unsafe { (running.ops().release)(this.cast()) };
                 if is_last {
-                    // SAFETY: There are no references, and there will be none. This happens once.
+                    // SAFETY: The object lives once, so no reference is added to a count of zero,
+                    // and this is called once.
                     unsafe { (running.ops().drop)(this.cast()) };
-                    count.class.put();
+                    // SAFETY: The life that ends keeps the memory.
+                    unsafe { Self::class_of(this) }.put();
                 }
                 0
             }
             None if is_last => LEAKED,
             None => 0,
         };
-        // SAFETY: The hold is that of the life which is over.
-        unsafe { Self::drop_hold(this, leaked) };
+        // SAFETY: The life has ended, and we own its hold.
+        unsafe { Self::drop_hold(this, LIFE, leaked) };
     }
 
-    /// Takes a hold away, and with the last one, the object. Sets the flags `with` besides.
+    /// Takes a hold away, and frees the object if it was the last one. Sets the flags `with` besides.
     ///
     /// # Safety
     ///
-    /// The caller owns the hold, and does not use the object after this.
-    unsafe fn drop_hold(this: NonNull<Self>, with: usize) {
+    /// The caller must own the hold, and must not use the object after this.
+    unsafe fn drop_hold(this: NonNull<Self>, hold: u64, with: u64) {
         // SAFETY: The hold keeps the memory.
-        let state = unsafe { &(*this.as_ptr()).state };
-        let waited_on = state.as_ptr();
+        let state = unsafe { Self::state_of(this) };
 
-        // `Full`: what was done by those who held it comes before the end of the object, and before
-        // `wait_released()` returns. From here on the memory is not ours to use, but for the last.
-        let old = state.fetch_add(with.wrapping_sub(1), Full);
-        if old & HOLDS == 1 {
-            // SAFETY: That was the last one.
-            unsafe { Self::end(this, old | with) };
+        // `Full`: what was done by the owners of holds comes before the end of the object, and
+        // before `wait_released()` returns. From here on, the memory is not ours unless there are
+        // no holds.
+        let old = state.fetch_add(with.wrapping_sub(hold), Full);
+        let new = old.wrapping_add(with.wrapping_sub(hold));
+        if new & HOLDS == 0 {
+            // SAFETY: That was the last hold.
+            unsafe { Self::end(this, new) };
         }
-        unload::wake_up(waited_on);
+        wake_up(state);
     }
 
     /// Drops the object if that is not done yet, and frees the memory.
     ///
     /// # Safety
     ///
-    /// Nobody holds the object any more; `state` is its state.
-    unsafe fn end(this: NonNull<Self>, state: usize) {
-        // SAFETY: The memory is there.
-        let count = unsafe { this.as_ref() };
-
+    /// There must be no holds of the object, and `state` must be its state.
+    unsafe fn end(this: NonNull<Self>, state: u64) {
         if state & REINIT != 0 {
-            let Some(running) = count.class.enter() else {
+            // SAFETY: The memory is not freed yet.
+            let class = unsafe { Self::class_of(this) };
+            let Some(running) = class.enter() else {
                 return;
             };
-            // SAFETY: Nobody has the object any more. This happens once.
+            // SAFETY: There are no holds, so the object is not used. This is called once.
             unsafe { (running.ops().drop)(this.cast()) };
-            // SAFETY: Nobody has the count any more; not used after this.
-            unsafe { ManuallyDrop::drop(&mut Self::counters(read_once(&count.word))) };
-            count.class.put();
+            class.put();
         } else if state & LEAKED != 0 {
             return;
         }
 
-        if state & PUBLISHED == 0 {
-            // SAFETY: By the type invariant, the memory came from `kmalloc()`.
-            unsafe { bindings::kfree(this.as_ptr().cast()) };
-            return;
-        }
-        // After a grace period, for those who came upon the object by way of RCU, and learn from
-        // the `word` and the `atomic` that they came too late.
-        //
-        // SAFETY: As above. Neither of the two uses of `phase` goes on, and it has room for a head.
-        unsafe {
-            let head = &raw mut (*this.as_ptr()).phase;
-            rust_percpu_ref_kvfree_call_rcu(head.cast(), this.as_ptr().cast());
+        // On PREEMPT_RT, `kfree()` and `free_percpu()` take sleeping locks, but this may be a hard
+        // interrupt.
+        if state & PUBLISHED == 0 && !cfg!(CONFIG_PREEMPT_RT) {
+            // SAFETY: The object is dropped and not used.
+            unsafe { Self::free(this) };
+        } else {
+            rcu::call(Remains(this));
         }
     }
 
-    /// Lets RCU readers come upon the object. The caller has the handle.
+    /// Frees the memory of an object that was dropped.
+    ///
+    /// # Safety
+    ///
+    /// The count must not be used after this.
+    unsafe fn free(this: NonNull<Self>) {
+        // SAFETY: The memory is not freed yet.
+        let is_reinit = unsafe { Self::state_of(this) }.load(Relaxed) & REINIT != 0;
+        if is_reinit {
+            // SAFETY: No other thread has the count, and the counters are not used after this.
+            unsafe { ManuallyDrop::drop(&mut Self::counters(read_once(Self::word_of(this)))) };
+        }
+        // SAFETY: By the type invariant, the memory came from `kmalloc()`.
+        unsafe { bindings::kfree(this.as_ptr().cast()) };
+    }
+
+    /// Lets RCU readers find the object. The caller must have the handle.
     pub(crate) fn publish(&self) {
-        // `Relaxed`: who takes away the last hold does so by an operation on the same variable.
-        let mut state = read_once(&self.state);
-        while state & PUBLISHED == 0 {
-            match self.state.cmpxchg(state, state | PUBLISHED, Relaxed) {
-                Ok(_) => break,
-                Err(found) => state = found,
+        // The hold is given up by an operation on the same variable.
+        let _ = change(&self.state, |state| {
+            (state & PUBLISHED == 0).then_some(state | PUBLISHED)
+        });
+    }
+
+    /// Returns whether the reference was killed or frozen, and lives not again.
+    pub(crate) fn is_dying(&self) -> bool {
+        // `Relaxed`: the answer may be old at once.
+        read_once(&self.word) & DEAD != 0
+    }
+
+    /// Returns whether the reference is closed and there are no references.
+    pub(crate) fn is_zero(&self) -> bool {
+        // `Acquire` pairs with the `Full` in `put()`.
+        is_zero(self.atomic.load(Acquire))
+    }
+
+    /// Returns the number of references, or `None` if only the counters tell.
+    pub(crate) fn references(&self) -> Option<usize> {
+        // In atomic mode, the counters are zero unless a transition is under way. `Acquire`, twice:
+        // the value was read while the word was like this.
+        let word = self.word.load(Acquire);
+        let value = self.atomic.load(Acquire);
+        let is_atomic = word & FORCE != 0 && word & BUSY == 0 && self.word.load(Relaxed) == word;
+        if is_atomic || !value::is_open(value) {
+            value::references(value).and_then(|n| usize::try_from(n).ok())
+        } else {
+            None
+        }
+    }
+
+    /// Returns the names of the state and the mode, for `Debug` and for messages.
+    pub(crate) fn describe(&self) -> (&'static str, &'static str) {
+        let state = self.state.load(Relaxed);
+        let word = self.word.load(Relaxed);
+        let value = self.atomic.load(Relaxed);
+
+        let state = if !is_valid(value) {
+            "leaked"
+        } else if word & DEAD == 0 {
+            "live"
+        } else if is_zero(value) && state & LIVES != 0 {
+            "zero, in its release"
+        } else if is_zero(value) {
+            "zero"
+        } else if !value::is_open(value) {
+            "closed"
+        } else {
+            "dying"
+        };
+        let mode = match word & (FORCE | BUSY) {
+            0 => "per-CPU",
+            FORCE => "atomic",
+            _ => "switching",
+        };
+        (state, mode)
+    }
+
+    /// Formats a handle called `name` for [`fmt::Debug`].
+    pub(crate) fn fmt_as<T>(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (state, mode) = self.describe();
+
+        f.debug_struct(name)
+            .field("of", &core::any::type_name::<T>())
+            .field("state", &state)
+            .field("mode", &mode)
+            .field("references", &self.references())
+            .finish()
+    }
+
+    /// Sleeps until all lives have ended, or for `timeout` at most. The caller must have a hold.
+    ///
+    /// A wait that lasts is logged after ten seconds, and then at twice the interval each time.
+    pub(crate) fn wait_released(&self, until: Until, timeout: Option<Delta>) -> Result {
+        let start = Instant::<Monotonic>::now();
+        let mut interval = Delta::from_secs(10);
+        let mut next_message = interval;
+
+        loop {
+            let elapsed = start.elapsed();
+            let left = timeout.map(|timeout| timeout - elapsed);
+            let to_message = next_message - elapsed;
+            let is_last = left.is_some_and(|left| left <= to_message);
+            let slice = if is_last { left } else { Some(to_message) };
+            // `Acquire` pairs with the `Full` in `drop_hold()`, which wakes us up.
+            let result = wait_event(&raw const self.state, until, slice, || {
+                self.state.load(Acquire) & LIVES == 0
+            });
+            match result {
+                Err(error) if error == ETIMEDOUT && !is_last => {
+                    self.report_wait(start.elapsed());
+                    interval = interval + interval;
+                    next_message = next_message + interval;
+                }
+                result => return result,
             }
         }
     }
 
-    /// Whether the reference was killed, and not resurrected since.
-    pub(crate) fn is_dying(&self) -> bool {
-        // `Relaxed`: the answer may be old the moment it is given.
-        read_once(&self.word) & DEAD != 0
+    /// Logs that the current task waits for the release.
+    #[cold]
+    fn report_wait(&self, elapsed: Delta) {
+        // No 64-bit number is formatted: on 32-bit machines that takes a division that the kernel
+        // does not have.
+        let elapsed = elapsed.as_millis() as usize / 1000;
+        let running = self.class.enter();
+        let name = name_of(&running);
+        // SAFETY: The name of the current task is there, and ends with a null.
+        let comm = unsafe { CStr::from_char_ptr(rust_percpu_ref_current_comm()) };
+        let pid = kernel::current!().pid();
+        let (state, mode) = self.describe();
+
+        let killed = if self.is_dying() {
+            seconds().wrapping_sub(self.killed_at.load(Relaxed))
+        } else {
+            pr_warn!(
+                "{comm}[{pid}] has waited {elapsed} s for the release of {name}, which is {state} \
+                 in {mode} mode: not killed\n"
+            );
+            return;
+        };
+        match self.references() {
+            Some(references) => pr_warn!(
+                "{comm}[{pid}] has waited {elapsed} s for the release of {name}, which is {state}: \
+                 killed {killed} s ago, {references} references left\n"
+            ),
+            None => pr_warn!(
+                "{comm}[{pid}] has waited {elapsed} s for the release of {name}, which is {state}: \
+                 killed {killed} s ago, references not known\n"
+            ),
+        }
     }
 
-    /// Whether the reference is closed and there are no references.
-    pub(crate) fn is_zero(&self) -> bool {
-        // With the bias, it is not. `Acquire` pairs with the `Full` in `put()`.
-        self.atomic.load(Acquire) == 0
-    }
-
-    /// Sleeps until all lives have come to their ends. The caller has the handle.
-    pub(crate) fn wait_released(&self) {
-        // SAFETY: `state` is valid for as long as `self`; `drop_hold()` wakes its waiters up. The
-        // acquire load in the wait pairs with its `Full`.
-        unsafe { unload::wait_event(self.state.as_ptr(), HOLDS, 1) };
-    }
-
-    /// Gives the owner's handle up. The reference was killed.
+    /// Gives up the owner's handle. The reference must have been killed.
     ///
     /// # Safety
     ///
-    /// `this` is the beginning of a shared object. The caller does not use it any more.
+    /// `this` must be the beginning of a shared object. The caller must have its handle, and must
+    /// not use the object after this.
     pub(crate) unsafe fn drop_handle(this: NonNull<Self>) {
-        // SAFETY: The handle is one of the holds.
-        unsafe { Self::drop_hold(this, 0) };
+        // SAFETY: The handle is one of the holds, and the caller gives it up.
+        unsafe { Self::drop_hold(this, HANDLE, 0) };
     }
 
     /// Enters the functions of the object's module; see [`Class::enter`].
@@ -559,12 +773,94 @@ impl Count {
     }
 }
 
+/// The memory of an object that was dropped, on its way to be freed after a grace period: readers
+/// that found the object by RCU learn from `word` and `atomic` that they came too late.
+///
+/// # Invariants
+///
+/// Owns the memory. Other threads only read `word` and `atomic`.
+struct Remains(NonNull<Count>);
+
+// SAFETY: The memory may be freed on any thread.
+unsafe impl Send for Remains {}
+
+// SAFETY: The memory does not move. By the invariants of `Count`, its head belongs to the one that
+// dropped the last hold.
+unsafe impl RcuPointer for Remains {
+    fn into_head(self) -> NonNull<RcuHead> {
+        // SAFETY: By the type invariant, the memory is there. The address of a field is not null.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).rcu) }
+    }
+
+    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
+        // SAFETY: By the safety requirements of this function, `head` is the field of a count.
+        let this = unsafe { container_of!(head.as_ptr(), Count, rcu) };
+
+        // INVARIANT: `into_head` gave up the ownership.
+        //
+        // SAFETY: The address of a count is not null.
+        Self(unsafe { NonNull::new_unchecked(this) })
+    }
+
+    fn run(self) {
+        // SAFETY: By the type invariant, the memory is ours. The grace period waited for the
+        // readers.
+        unsafe { Count::free(self.0) };
+    }
+}
+
+/// Returns the time in seconds, for messages.
+fn seconds() -> u32 {
+    // SAFETY: The function takes no arguments.
+    unsafe { bindings::ktime_get_seconds() as u32 }
+}
+
+/// Returns the name of a class's type.
+fn name_of(running: &Option<Running<'_>>) -> &'static str {
+    running
+        .as_ref()
+        .map_or("(unloaded)", |running| (running.ops().name)())
+}
+
+/// Logs that an object is leaked, and why, with a stack trace.
+fn report(class: &Class, why: fmt::Arguments<'_>) {
+    let running = class.enter();
+    pr_err!("{}: {why}; leaking memory\n", name_of(&running));
+    warn_on!(true);
+}
+
+/// Changes a value to what `new` makes of it, and returns what it was.
+///
+/// `Full`, for the sake of all callers.
+fn update(atomic: &Atomic<u64>, new: impl Fn(u64) -> u64) -> u64 {
+    let mut old = atomic.load(Relaxed);
+    while let Err(found) = atomic.cmpxchg(old, new(old), Full) {
+        old = found;
+    }
+    old
+}
+
+/// Changes a state to what `new` makes of it, unless that is `None`. Returns what it was, as `Ok` if
+/// it was changed, and else as `Err`.
+///
+/// `Full` if it was changed, for the sake of all callers.
+fn change(state: &Atomic<u64>, new: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
+    let mut old = state.load(Relaxed);
+    while let Some(new) = new(old) {
+        match state.cmpxchg(old, new, Full) {
+            Ok(_) => return Ok(old),
+            Err(found) => old = found,
+        }
+    }
+    Err(old)
+}
+
 /// Drops the guard out of line, so that the fast path is small enough to be inlined.
 #[cold]
 #[inline(never)]
 fn leave(_guard: PreemptGuard) {}
 
-/// Adds `n` to this CPU's counter. For all but the batches that is the constant 1.
+/// Adds `n` to the local CPU's counter. For all but the batches that is the constant 1.
 #[inline(always)]
 fn add(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
     if n == 1 {
@@ -574,7 +870,7 @@ fn add(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
     }
 }
 
-/// Subtracts `n`, likewise.
+/// Subtracts `n` from the local CPU's counter. For all but the batches that is the constant 1.
 #[inline(always)]
 fn sub(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
     if n == 1 {
@@ -584,48 +880,15 @@ fn sub(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
     }
 }
 
-/// `old` with `n` more references, or [`SATURATED`] if anything is out of bounds.
-const fn plus(old: u64, n: usize) -> u64 {
-    let new = old.wrapping_add(n as u64);
-    if n as u64 <= LIMIT && is_valid(old) && is_valid(new) {
-        new
-    } else {
-        SATURATED
-    }
-}
-
-/// `old` with `n` references less, likewise.
-const fn minus(old: u64, n: usize) -> u64 {
-    let new = old.wrapping_sub(n as u64);
-    if n as u64 <= LIMIT && is_valid(old) && is_valid(new) {
-        new
-    } else {
-        SATURATED
-    }
-}
-
-/// # Safety
-///
-/// To be called for the work that [`Count::release`] queues.
-unsafe extern "C" fn run_work(work: *mut bindings::work_struct) {
-    // SAFETY: The work is the `phase` of a count, whose address is not null.
-    let this = unsafe { NonNull::new_unchecked(container_of!(work.cast::<Phase>(), Count, phase)) };
-
-    // SAFETY: The memory is there while this life holds it.
-    let running = unsafe { this.as_ref() }.class.enter();
-    // SAFETY: Queued once, when the count fell to zero.
-    unsafe { Count::finish_release(this, running) };
-}
-
 impl Drop for Count {
     /// Undoes [`Count::new`] for a reference that was never shared. No callback is involved.
     #[doc(alias("percpu_ref_cancel_init", "percpu_ref_exit"))]
     fn drop(&mut self) {
         let word = read_once(&self.word);
-        // SAFETY: Only an unshared count is dropped.
+        // SAFETY: Only an unshared count is dropped, so no other thread has it.
         let mut counters = unsafe { Self::counters(word) };
 
-        // No safe code can bring this about.
+        // Only a bug in unsafe code leads to this.
         if cfg!(debug_assertions) {
             let expected = if word & DEAD == 0 { 1 + BIAS } else { 0 };
             // Each counter, not their sum: a get here and a put there are a use, too.
@@ -638,8 +901,11 @@ impl Drop for Count {
             }
         }
 
-        // SAFETY: Not used after this.
+        // SAFETY: The counters are not used after this.
         unsafe { ManuallyDrop::drop(&mut counters) };
+        if self.state.load(Relaxed) & KILLED == 0 {
+            self.class.sub_unkilled();
+        }
         self.class.put();
     }
 }

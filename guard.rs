@@ -9,6 +9,10 @@ use core::{
     ops::Deref,
     ptr::NonNull, //
 };
+use kernel::{
+    fmt,
+    prelude::*, //
+};
 
 use crate::{
     count::Count,
@@ -31,19 +35,20 @@ pub struct PercpuRefGuard<T: Counted> {
     inner: NonNull<Inner<T>>,
 }
 
-// SAFETY: As for `PercpuRef`; it is also a `&T`, for which `T` is `Sync` by `Counted`.
+// SAFETY: A guard is a `&T`, for which `T` is `Sync` by `Counted`, and may drop the object, for which
+// `T` is `Send`. References may be put on any thread.
 unsafe impl<T: Counted> Send for PercpuRefGuard<T> {}
 
-// SAFETY: As above.
+// SAFETY: Through a `&PercpuRefGuard` one gets a `&T` and more guards, which are `Send`.
 unsafe impl<T: Counted> Sync for PercpuRefGuard<T> {}
 
 impl<T: Counted> PercpuRefGuard<T> {
     /// # Safety
     ///
-    /// There is a reference that is counted in `inner`, and the caller gives it up.
+    /// The caller must own a reference that is counted in `inner`, and gives it up.
     #[inline]
     pub(crate) unsafe fn new(inner: NonNull<Inner<T>>) -> Self {
-        // INVARIANT: As the function requires.
+        // INVARIANT: By the safety requirements of this function, the guard owns the reference.
         Self { inner }
     }
 
@@ -52,10 +57,25 @@ impl<T: Counted> PercpuRefGuard<T> {
         ManuallyDrop::new(self).inner
     }
 
-    /// Gets `n` more references in one go. It does not fail, even if the reference was killed. If
-    /// that were more than 2^61 references, it warns once, and the object stays for ever.
+    /// Returns `true` if both are references to the same object.
+    #[inline]
+    pub fn ptr_eq(this: &Self, other: &Self) -> bool {
+        this.inner == other.inner
+    }
+
+    pub(crate) fn inner(&self) -> NonNull<Inner<T>> {
+        self.inner
+    }
+
+    /// Gets `n` more references at once. Does not fail, even if the reference was killed.
     ///
-    /// Any context but NMI.
+    /// If the sum is more than 2^60 references, this warns once, and the object is never freed. So
+    /// that it is noticed, no call may add more than 64 references to a counter; larger numbers go
+    /// to an atomic variable.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias = "percpu_ref_get_many")]
     #[inline(always)]
     pub fn get_many(&self, n: usize) -> PercpuRefBatch<T> {
@@ -78,9 +98,11 @@ impl<T: Counted> Deref for PercpuRefGuard<T> {
 }
 
 impl<T: Counted> Clone for PercpuRefGuard<T> {
-    /// Gets another reference. It does not fail, even if the reference was killed.
+    /// Gets another reference. Does not fail, even if the reference was killed.
     ///
-    /// Any context but NMI.
+    /// # Context
+    ///
+    /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias = "percpu_ref_get")]
     #[inline(always)]
     fn clone(&self) -> Self {
@@ -94,28 +116,38 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
 
 impl<T: Counted> Drop for PercpuRefGuard<T> {
     /// Puts the reference. If it is the last one, the object is released in here, and if it lives
-    /// once, dropped.
+    /// once, dropped. What was done with the object before is visible to its release.
     ///
-    /// Any context but NMI, if it is not the last one. The last one does what `T`'s release and
-    /// drop do, frees memory and wakes up who waits for the release, which PREEMPT_RT does not
-    /// allow in a hard interrupt or with preemption disabled. What was done with the object before
-    /// is visible to its release.
+    /// # Context
+    ///
+    /// Can be called from any context in which RCU is watching, except NMI. If the reference may be
+    /// the last one, [`Counted::release`] and the `Drop` of `T` must be allowed there, too, unless
+    /// they run elsewhere by [`Counted::MAY_SLEEP`]. The library itself takes no sleeping lock and
+    /// frees no memory where PREEMPT_RT does not allow it.
     #[doc(alias = "percpu_ref_put")]
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, there is a reference, and it goes with the guard.
+        // SAFETY: By the type invariant, the guard owns a reference, which it gives up here.
         unsafe { Count::put(self.inner.cast(), 1) };
+    }
+}
+
+impl<T: Counted> fmt::Debug for PercpuRefGuard<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: By the type invariant, the object is alive.
+        unsafe { &(*self.inner.as_ptr()).count }.fmt_as::<T>("PercpuRefGuard", f)
     }
 }
 
 /// Any number of references to one counted object.
 ///
-/// They can be taken out one by one, split and merged, all without touching the count. It may also
-/// become empty, and be filled again.
+/// They can be taken out one by one, split and merged, all without touching the count. A batch may
+/// also become empty. An empty batch belongs to no object, and can be filled with references to any.
 ///
 /// # Invariants
 ///
-/// Owns `len` references that are counted in `inner`. If that is not zero, the object is alive.
+/// Owns `len` references that are counted in `inner`, if `len` is not zero. If it is zero, `inner` is
+/// not used.
 ///
 /// # Examples
 ///
@@ -143,43 +175,43 @@ pub struct PercpuRefBatch<T: Counted> {
     len: usize,
 }
 
-// SAFETY: As for `PercpuRefGuard`.
+// SAFETY: A batch is a number of guards, which are `Send`.
 unsafe impl<T: Counted> Send for PercpuRefBatch<T> {}
 
-// SAFETY: As above.
+// SAFETY: Through a `&PercpuRefBatch` one gets a `&T`, which is `Sync` by `Counted`.
 unsafe impl<T: Counted> Sync for PercpuRefBatch<T> {}
 
-/// All of these may be called in any context; for those that drop references, see
-/// [`PercpuRefGuard`].
+/// All of these can be called from any context; those that drop references, where a
+/// [`PercpuRefGuard`] can be dropped.
 impl<T: Counted> PercpuRefBatch<T> {
     /// # Safety
     ///
-    /// There are `len` references that are counted in `inner`, and the caller gives them up.
+    /// The caller must own `len` references that are counted in `inner`, and gives them up.
     #[inline]
     pub(crate) unsafe fn new(inner: NonNull<Inner<T>>, len: usize) -> Self {
-        // INVARIANT: As the function requires.
+        // INVARIANT: By the safety requirements of this function, the batch owns the references.
         Self { inner, len }
     }
 
-    /// The number of references.
+    /// Returns the number of references.
     #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no references.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The object, if there is a reference to it.
+    /// Returns the object, if there is a reference to it.
     #[inline]
     pub fn value(&self) -> Option<&T> {
         if self.is_empty() {
             return None;
         }
-        // SAFETY: By the type invariant, the object is alive.
+        // SAFETY: By the type invariant, the batch owns a reference, so the object is alive.
         Some(unsafe { &(*self.inner.as_ptr()).value })
     }
 
@@ -188,40 +220,42 @@ impl<T: Counted> PercpuRefBatch<T> {
     pub fn take(&mut self) -> Option<PercpuRefGuard<T>> {
         // INVARIANT: The guard owns what is missing here.
         self.len = self.len.checked_sub(1)?;
-        // SAFETY: One of our references.
+        // SAFETY: By the type invariant, the batch owned the reference.
         Some(unsafe { PercpuRefGuard::new(self.inner) })
     }
 
-    /// Takes `n` references out, if there are so many.
+    /// Takes `n` references out, if there are as many.
     #[inline]
     pub fn split(&mut self, n: usize) -> Option<Self> {
         // INVARIANT: The new batch owns what is missing here.
         self.len = self.len.checked_sub(n)?;
-        // SAFETY: So many of our references.
+        // SAFETY: By the type invariant, the batch owned the references.
         Some(unsafe { Self::new(self.inner, n) })
     }
 
-    /// Puts one reference in, or gives it back if it is to another object.
+    /// Puts one reference in. Gives it back if the batch has references to another object.
     #[inline]
     pub fn put_back(&mut self, guard: PercpuRefGuard<T>) -> Result<(), PercpuRefGuard<T>> {
-        match self.len.checked_add(1) {
-            Some(len) if guard.inner == self.inner => {
-                // INVARIANT: The guard's reference is ours now.
-                guard.into_inner();
-                self.len = len;
-                Ok(())
-            }
-            _ => Err(guard),
-        }
+        self.merge(guard.into()).map_err(|batch| {
+            // SAFETY: This is the one reference of the guard, whose batch is not dropped.
+            unsafe { PercpuRefGuard::new(ManuallyDrop::new(batch).inner) }
+        })
     }
 
-    /// Puts all references of `other` in, or gives it back if they are to another object.
+    /// Puts all references of `other` in. Gives it back if the two have references to different
+    /// objects.
     #[inline]
     pub fn merge(&mut self, other: Self) -> Result<(), Self> {
+        if other.is_empty() {
+            return Ok(());
+        }
         match self.len.checked_add(other.len) {
-            Some(len) if other.inner == self.inner => {
-                // INVARIANT: The other's references are ours now.
-                let _ = ManuallyDrop::new(other);
+            // An empty batch may remember the address of an object that is gone, so that is not
+            // compared.
+            Some(len) if self.is_empty() || other.inner == self.inner => {
+                let other = ManuallyDrop::new(other);
+                // INVARIANT: The references of `other` are ours now.
+                self.inner = other.inner;
                 self.len = len;
                 Ok(())
             }
@@ -233,19 +267,27 @@ impl<T: Counted> PercpuRefBatch<T> {
 impl<T: Counted> From<PercpuRefGuard<T>> for PercpuRefBatch<T> {
     #[inline]
     fn from(guard: PercpuRefGuard<T>) -> Self {
-        // SAFETY: By the type invariant of the guard.
+        // SAFETY: By the type invariant, the guard owned the reference.
         unsafe { Self::new(guard.into_inner(), 1) }
     }
 }
 
+impl<T: Counted> fmt::Debug for PercpuRefBatch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PercpuRefBatch")
+            .field("of", &core::any::type_name::<T>())
+            .field("len", &self.len)
+            .finish()
+    }
+}
+
 impl<T: Counted> Drop for PercpuRefBatch<T> {
-    /// Puts all references in one go; otherwise like the drop of a [`PercpuRefGuard`].
+    /// Puts all references at once, in the contexts that a [`PercpuRefGuard`] can be dropped in.
     #[doc(alias = "percpu_ref_put_many")]
     #[inline(always)]
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: By the type invariant, there are so many references, and they go with the
-            // batch.
+            // SAFETY: By the type invariant, the batch owns the references, which it gives up here.
             unsafe { Count::put(self.inner.cast(), self.len) };
         }
     }

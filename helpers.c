@@ -6,8 +6,11 @@
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/jiffies.h>
+#include <linux/kthread.h>
+#include <linux/lockdep.h>
 #include <linux/module.h>
 #include <linux/notifier.h>
 #include <linux/percpu.h>
@@ -15,8 +18,9 @@
 #include <linux/printk.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
-#include <linux/wait_bit.h>
 #include <linux/workqueue.h>
+
+#include <asm/sections.h>
 
 void rust_percpu_ref_preempt_disable(void)
 {
@@ -34,6 +38,17 @@ void rust_percpu_ref_preempt_schedule(void)
 #ifdef CONFIG_PREEMPTION
 	__preempt_schedule();
 #endif
+}
+
+/* How often preemption is disabled here. */
+unsigned int rust_percpu_ref_preempt_depth(void)
+{
+	return preempt_count() & PREEMPT_MASK;
+}
+
+void rust_percpu_ref_assert_rcu_is_watching(void)
+{
+	RCU_LOCKDEP_WARN(!rcu_is_watching(), "percpu_ref used while RCU is not watching");
 }
 
 void __percpu *rust_percpu_ref_alloc_percpu_gfp(size_t size, size_t align, gfp_t gfp)
@@ -99,12 +114,6 @@ void rust_percpu_ref_call_rcu_hurry(struct rcu_head *head, rcu_callback_t func)
 	call_rcu_hurry(head, func);
 }
 
-/* The type of @head has not always been the same. */
-void rust_percpu_ref_kvfree_call_rcu(void *head, void *ptr)
-{
-	kvfree_call_rcu(head, ptr);
-}
-
 /* Inline if CONFIG_MODULES is not set, or a macro, and so are the three below. */
 int rust_percpu_ref_register_module_notifier(struct notifier_block *nb)
 {
@@ -116,50 +125,93 @@ int rust_percpu_ref_unregister_module_notifier(struct notifier_block *nb)
 	return unregister_module_notifier(nb);
 }
 
-bool rust_percpu_ref_within_module(const void *addr, const struct module *mod)
-{
-	return within_module((unsigned long)addr, mod);
-}
-
 const char *rust_percpu_ref_module_name(struct module *mod)
 {
 	return module_name(mod);
 }
 
-void rust_percpu_ref_wake_up_var(void *var)
+void rust_percpu_ref_module_mem(const struct module *mod, unsigned int type, const void **base,
+				unsigned int *size)
 {
-	/* wake_up_var() looks for waiters first, and leaves it to its caller to order that. */
-	smp_mb();
-	wake_up_var(var);
+	*base = mod->mem[type].base;
+	*size = mod->mem[type].size;
 }
 
 /*
- * Waits until (*@var & @mask) == @val. Who makes it so uses a release operation and then calls
- * the helper above.
+ * Returns whether @addr lies in the kernel itself. Only the built-in library asks: a module that
+ * uses a module is not inserted before it.
  */
-void rust_percpu_ref_wait_var_event(unsigned long *var, unsigned long mask, unsigned long val)
+bool rust_percpu_ref_is_core_kernel(const void *addr)
 {
-	/* Pairs with the release operation before the wake_up_var(). */
-	wait_var_event(var, (smp_load_acquire(var) & mask) == val);
-}
-
-/* The same for *@var == 0, but for at most @ms. */
-void rust_percpu_ref_wait_var_zero_timeout(unsigned long *var, unsigned int ms)
-{
-	/* As above. */
-	wait_var_event_timeout(var, !smp_load_acquire(var), msecs_to_jiffies(ms));
+#ifdef MODULE
+	return false;
+#else
+	return __is_kernel((unsigned long)addr);
+#endif
 }
 
 struct workqueue_struct *rust_percpu_ref_alloc_workqueue(void)
 {
-	return alloc_workqueue("percpu_ref", WQ_UNBOUND, 0);
+	return alloc_workqueue("percpu_ref", WQ_UNBOUND, 1);
 }
 
-void rust_percpu_ref_queue_work(struct workqueue_struct *wq, struct work_struct *work,
-				work_func_t func)
+void rust_percpu_ref_init_work(struct work_struct *work, work_func_t func)
 {
 	INIT_WORK(work, func);
+}
+
+void rust_percpu_ref_queue_work(struct workqueue_struct *wq, struct work_struct *work)
+{
 	queue_work(wq, work);
+}
+
+/* The exits of release threads; each one's is waited for. */
+static DECLARE_COMPLETION(release_thread_exit);
+
+void rust_percpu_ref_release_thread_exit(void)
+{
+	kthread_complete_and_exit(&release_thread_exit, 0);
+}
+
+bool rust_percpu_ref_release_thread_has_exited(void)
+{
+	return try_wait_for_completion(&release_thread_exit);
+}
+
+void rust_percpu_ref_wait_for_release_thread(void)
+{
+	wait_for_completion(&release_thread_exit);
+}
+
+/*
+ * lockdep's view of a release that may sleep: it runs inside this map, and the unloading of a
+ * module acquires the map with the chain of module notifiers held. So lockdep reports a release
+ * that takes a lock which is also held around the unloading, such as the lock of that chain.
+ */
+#ifdef CONFIG_LOCKDEP
+static struct lock_class_key release_key;
+static struct lockdep_map release_map = STATIC_LOCKDEP_MAP_INIT("percpu_ref_release", &release_key);
+#endif
+
+void rust_percpu_ref_release_map_acquire(void)
+{
+	lock_map_acquire(&release_map);
+}
+
+void rust_percpu_ref_release_map_release(void)
+{
+	lock_map_release(&release_map);
+}
+
+/* A macro where CONFIG_TASKS_RCU is not set. */
+void rust_percpu_ref_synchronize_rcu_tasks(void)
+{
+	synchronize_rcu_tasks();
+}
+
+const char *rust_percpu_ref_current_comm(void)
+{
+	return current->comm;
 }
 
 /* In C for the sake of dynamic debug, which Rust's pr_debug!() does not have. */

@@ -46,6 +46,7 @@ use kernel::{
 mod inline;
 
 extern "C" {
+    fn rust_percpu_ref_preempt_depth() -> c_uint;
     fn rust_percpu_ref_alloc_percpu_gfp(
         size: usize,
         align: usize,
@@ -58,23 +59,64 @@ extern "C" {
 
 /// Keeps the current task on its CPU, and that CPU from running another task.
 ///
-/// Guards nest. While one exists, code must not sleep. RCU takes the region for a read-side
-/// critical section: no grace period that begins in it ends before it
-/// (`Documentation/RCU/whatisRCU.rst`; since 5.1 that holds for `call_rcu()`, too).
+/// Guards nest, up to a bound: see [`PreemptGuard::try_new`]. While one exists, code must not sleep.
+/// RCU takes the region for a read-side critical section: no grace period that begins in it ends
+/// before it (`Documentation/RCU/whatisRCU.rst`; since 5.1 that holds for `call_rcu()`, too).
 ///
-/// May be taken in any context. It is not `Send`, for it belongs to the CPU that took it.
+/// It is not `Send`, since it belongs to the CPU that took it.
 ///
 /// # Invariants
 ///
-/// Preemption is disabled on this CPU for as long as the guard exists.
+/// Preemption is disabled on this CPU as long as the guard exists.
 #[must_use = "if unused, preemption is enabled again at once"]
 pub struct PreemptGuard(NotThreadSafe);
 
 impl PreemptGuard {
+    /// The largest depth to which safe code can disable preemption.
+    ///
+    /// The kernel's own limit is 255 (`PREEMPT_MASK` in include/linux/preempt.h). Beyond it the count
+    /// carries over into that of softirqs, and at a multiple of 65,536, where both are 0, RCU's tick
+    /// takes the region for a quiescent state (`rcu_flavor_sched_clock_irq()` in
+    /// kernel/rcu/tree_plugin.h). What the kernel and this library add on top is far less than the
+    /// difference.
+    pub const MAX_DEPTH: u32 = 64;
+
     /// Disables preemption.
+    ///
+    /// # Panics
+    ///
+    /// Panics if preemption is disabled [`MAX_DEPTH`](Self::MAX_DEPTH) times already, which only a
+    /// loop or a recursion without a bound leads to.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[doc(alias = "preempt_disable")]
-    #[inline(always)]
+    #[inline]
     pub fn new() -> Self {
+        match Self::try_new() {
+            Some(guard) => guard,
+            None => panic!("preemption is disabled too often"),
+        }
+    }
+
+    /// Disables preemption, or returns `None` if it is disabled
+    /// [`MAX_DEPTH`](Self::MAX_DEPTH) times already.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
+    #[doc(alias = "preempt_disable")]
+    #[inline]
+    pub fn try_new() -> Option<Self> {
+        // SAFETY: The function takes no arguments.
+        let depth = unsafe { rust_percpu_ref_preempt_depth() };
+        (depth < Self::MAX_DEPTH).then(Self::nested)
+    }
+
+    /// Disables preemption, for this library's own regions. They do not nest, so they need no bound.
+    #[inline(always)]
+    pub(crate) fn nested() -> Self {
         inline::preempt_disable();
         // INVARIANT: Preemption was disabled just now, and `drop` alone enables it.
         Self(NotThreadSafe)
@@ -92,7 +134,7 @@ impl Drop for PreemptGuard {
     #[doc(alias = "preempt_enable")]
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, this pairs with the call in `new`, on the same CPU.
+        // SAFETY: By the type invariant, this pairs with the call in `nested`, on the same CPU.
         unsafe { inline::preempt_enable() };
     }
 }

@@ -191,7 +191,7 @@ suite!(CASES = percpu_ref [
     get_put_on_one_cpu,
     get_here_put_there,
     confirm_after_grace_period,
-    try_get_until_confirmed,
+    try_get_until_zero,
     release_from_put,
     release_from_callback,
     kill_twice,
@@ -399,8 +399,10 @@ struct Thing {
     events: Arc<Events>,
     /// [`ALIVE`], so that a use after the end is noticed even if nothing faults.
     canary: Atomic<u32>,
-    /// Where RCU stood before the kill.
+    /// Where RCU stood before the kill, or 0.
     before_kill: Atomic<usize>,
+    /// It may be killed without a confirmation, and be confirmed in a later life.
+    kills_unconfirmed: bool,
 }
 
 impl Thing {
@@ -415,11 +417,13 @@ impl Thing {
             events: events.clone(),
             canary: Atomic::new(ALIVE),
             before_kill: Atomic::new(0),
+            kills_unconfirmed: true,
         }
     }
 
     fn shared() -> Result<(PercpuRef<Self>, Arc<Events>)> {
-        let (thing, events) = Self::new()?;
+        let (mut thing, events) = Self::new()?;
+        thing.kills_unconfirmed = false;
         Ok((UniquePercpuRef::new(thing, GFP_KERNEL)?.into(), events))
     }
 
@@ -427,28 +431,31 @@ impl Thing {
         self.canary.load(Relaxed) == ALIVE
     }
 
-    /// To be given to `kill_and_confirm()`.
-    fn confirm(&self) {
-        // SAFETY: May be called anywhere.
-        if !unsafe { bindings::poll_state_synchronize_rcu(self.before_kill.load(Relaxed)) } {
+}
+
+impl Counted for Thing {
+    fn confirmed(&self) {
+        let before = self.before_kill.load(Relaxed);
+        // SAFETY: The function takes any state, in any context.
+        if before != 0 && !unsafe { bindings::poll_state_synchronize_rcu(before) } {
             self.events.early.inc();
         }
-        if self.events.released.get() != 0 || !self.is_alive() {
+        // Each confirmation comes before the release of the same life.
+        if self.events.confirmed.get() < self.events.released.get() && !self.kills_unconfirmed
+            || !self.is_alive()
+        {
             self.events.disorder.inc();
         }
         self.events.confirmed.inc();
     }
 
-    /// To be given to `switch_to_atomic()`.
     fn switched(&self) {
         if !self.is_alive() {
             self.events.disorder.inc();
         }
         self.events.switched.inc();
     }
-}
 
-impl Counted for Thing {
     fn release(&self) {
         if self.events.dropped.get() != 0 || !self.is_alive() {
             self.events.disorder.inc();
@@ -473,7 +480,7 @@ fn kill_checked(thing: &PercpuRef<Thing>) -> bool {
         // Who comes second may come after the kill.
         let _ = guard.before_kill.cmpxchg(0, now, Relaxed);
     }
-    thing.kill_and_confirm(Thing::confirm)
+    thing.kill_and_confirm()
 }
 
 /// Waits for `condition`, for at most half a minute: a debugging kernel in an emulator is slow.
@@ -1016,13 +1023,16 @@ fn check_held_by(
     check!(kill_checked(thing));
     wait_for(|| events.confirmed.get() == 1)?;
     rcu::barrier();
-    check!(thing.try_get().is_none());
+    check!(thing.try_get_live().is_none());
     while let Some(guard) = guards.pop() {
+        check!(thing.references() == Some(guards.len() + 1));
+        check!(thing.try_get().is_some());
         check!(events.released.get() == 0);
         check!(guard.is_alive());
     }
     // In the last put, not some time after.
     check!(events.released.get() == 1);
+    check!(thing.try_get().is_none());
     check_end(events, 1, 1)?;
     Ok(Passed)
 }
@@ -1101,9 +1111,11 @@ fn confirm_after_grace_period() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Between kill and confirmation `try_get` succeeds, also on the CPU that killed; after it, never.
-fn try_get_until_confirmed() -> Result<Outcome> {
+/// `try_get` succeeds after the kill and after the confirmation, as long as there is a reference, and
+/// never after that. `try_get_live` fails on the CPU that killed, and after the confirmation on all.
+fn try_get_until_zero() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
+    let thing = Arc::new(thing, GFP_KERNEL)?;
     let guard = {
         // As long as this CPU is in the region, there is no confirmation.
         let _region = PreemptGuard::new();
@@ -1115,14 +1127,19 @@ fn try_get_until_confirmed() -> Result<Outcome> {
     };
 
     wait_for(|| events.confirmed.get() == 1)?;
-    check!(thing.try_get().is_none());
-    // A guard is still there to be cloned, though.
+    for cpu in online_cpus() {
+        let there = thing.clone();
+        check!(on_cpu(cpu, move || there.try_get_live().is_none())?);
+    }
     let clone = guard.clone();
     drop(guard);
     check!(clone.is_alive() && events.released.get() == 0);
-    check!(thing.try_get().is_none());
+    let last = thing.try_get().ok_or(EIO)?;
     drop(clone);
+    check!(last.is_alive() && events.released.get() == 0);
+    drop(last);
     check!(events.released.get() == 1);
+    check!(thing.try_get().is_none() && thing.try_get_live().is_none());
     drop(thing);
     check_end(&events, 1, 1)?;
     Ok(Passed)
@@ -1322,7 +1339,7 @@ impl Round {
         Ok(Arc::new(round, GFP_KERNEL)?)
     }
 
-    /// Gets, clones, hands over and puts until there is nothing to be got any more.
+    /// Gets, clones, hands over and puts until after the confirmation.
     fn work(&self, me: usize) {
         let mut turn = 0usize;
         loop {
@@ -1332,12 +1349,19 @@ impl Round {
                 fsleep(Delta::from_micros(200));
             }
             let confirmed = self.events.confirmed.get() != 0;
-            let Some(guard) = self.thing.try_get() else {
-                break;
+            let Some(guard) = self.thing.try_get_live() else {
+                if confirmed {
+                    break;
+                }
+                fsleep(Delta::from_micros(200));
+                continue;
             };
             if confirmed {
                 self.late.inc();
             }
+            // Another thread may hold a reference, so this may succeed at any time.
+            let more = self.thing.try_get();
+            self.check_alive(more.as_ref());
 
             let clone = guard.clone();
             if turn % 4 == 0 {

@@ -12,12 +12,15 @@
 //! # Callbacks and modules
 //!
 //! A callback of a module must not run after the module's code is gone. C leaves it to each
-//! module's exit function to call `rcu_barrier()`. Here nothing has to be remembered: the library
-//! hears of each unloading and lets the module's callbacks run first, once and a second time. What
-//! these queue anew then is not run any more but leaked, or a callback that always calls again
-//! would keep its module for ever. (A module's callback is an [`RcuCallback`] that the module has
-//! the code of. Code that its object points to elsewhere is not looked for.) In return, each
-//! unloading of any module takes a grace period and two barriers more.
+//! module's exit function to call `rcu_barrier()`. Here, a module notifier calls `rcu_barrier()`
+//! when the exit function has returned, marks the module as closed, and calls `rcu_barrier()`
+//! again. From the mark on, and until the memory of the module is used for another one, a callback
+//! of the module is not queued: its object is leaked, with a warning. Otherwise a callback that
+//! always calls again would keep its module forever.
+//!
+//! A callback belongs to the module that contains the code of its [`RcuCallback`]. Code elsewhere
+//! that the object points to is not looked for. The price is that each unloading of any module
+//! takes a grace period and two barriers more.
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -47,6 +50,10 @@ use kernel::{
         global_lock,
         rcu::read_lock, //
     },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
     types::Opaque, //
 };
 
@@ -55,7 +62,13 @@ extern "C" {
         head: *mut bindings::callback_head,
         func: bindings::rcu_callback_t,
     );
-    fn rust_percpu_ref_within_module(addr: *const c_void, module: *const c_void) -> bool;
+    fn rust_percpu_ref_module_mem(
+        module: *const c_void,
+        mem_type: c_uint,
+        base: *mut *const c_void,
+        size: *mut c_uint,
+    );
+    fn rust_percpu_ref_is_core_kernel(addr: *const c_void) -> bool;
 }
 
 /// What `call_rcu()` keeps of an object while it waits.
@@ -138,21 +151,26 @@ pub fn barrier() {
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
 
 fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
-    // From here to the end, against `close_module()`: either this sees `CLOSING`, or
-    // `synchronize_rcu()` there waits for this section, and then `rcu_barrier()` for our callback.
+    // Pairs with `close_module()`: either `is_closed()` sees the mark, or `synchronize_rcu()` there
+    // waits for this critical section, and the `rcu_barrier()` after it for our callback.
     let _guard = read_lock();
 
     let callback: unsafe extern "C" fn(*mut bindings::callback_head) = run_callback::<P>;
-    if is_closing(callback as *const c_void) {
+    if is_closed(callback as *const c_void) {
         pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
         core::mem::forget(pointer);
         return;
     }
 
     let head = pointer.into_head();
-    // SAFETY: By `RcuPointer`'s contract, the head is valid and ours until `run_callback` takes the
-    // pointer up again.
-    unsafe { call_rcu((*head.as_ptr()).0.get(), Some(callback)) };
+    // A reference to the head would lose the right to the object around it, which `from_head`
+    // needs.
+    //
+    // SAFETY: By the contract of `RcuPointer`, the head is valid until `from_head`.
+    let head = Opaque::cast_into(unsafe { &raw const (*head.as_ptr()).0 });
+    // SAFETY: By the contract of `RcuPointer`, the head is used by this call alone until
+    // `run_callback` calls `from_head`.
+    unsafe { call_rcu(head, Some(callback)) };
 }
 
 /// # Safety
@@ -166,33 +184,225 @@ unsafe extern "C" fn run_callback<P: RcuPointer>(head: *mut bindings::callback_h
     unsafe { P::from_head(head) }.run();
 }
 
-/// The module that must not begin anything new, or null.
-static CLOSING: Atomic<*mut bindings::module> = Atomic::new(ptr::null_mut());
+/// The number of a module's memory ranges.
+const RANGES: usize = bindings::mod_mem_type_MOD_MEM_NUM_TYPES as usize;
+
+/// Where a module lies in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct ModuleMemory([(usize, usize); RANGES]);
+
+impl ModuleMemory {
+    /// Returns the memory of `module`.
+    ///
+    /// # Safety
+    ///
+    /// `module` must be valid.
+    pub(crate) unsafe fn of(module: *const bindings::module) -> Self {
+        Self(core::array::from_fn(|mem_type| {
+            let (mut base, mut size) = (ptr::null(), 0);
+            // SAFETY: By the safety requirements of this function, `module` is valid. `mem_type` is
+            // below `MOD_MEM_NUM_TYPES`.
+            unsafe {
+                rust_percpu_ref_module_mem(
+                    module.cast(),
+                    mem_type as c_uint,
+                    &raw mut base,
+                    &raw mut size,
+                )
+            };
+            (base.addr(), size as usize)
+        }))
+    }
+
+    /// Returns whether `addr` lies in the module.
+    pub(crate) fn contains(&self, addr: *const c_void) -> bool {
+        self.0
+            .iter()
+            .any(|&(base, size)| addr.addr().wrapping_sub(base) < size)
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.0.iter().any(|&(base, size)| {
+            other.0.iter().any(|&(other_base, other_size)| {
+                base.wrapping_sub(other_base) < other_size || other_base.wrapping_sub(base) < size
+            })
+        })
+    }
+}
+
+/// A module that must not begin anything new. It is on the list until another module is loaded to
+/// the same place: after the notifier has returned, code of the module may still run until the
+/// module is freed, in other notifiers, in functions of `async_schedule()`, and in callbacks of
+/// parameters (`free_module()` in kernel/module/main.c).
+struct Closed {
+    head: RcuHead,
+    memory: ModuleMemory,
+    next: Atomic<*mut Closed>,
+}
+
+/// The list of closed modules. Until [`init`], the library has no notifier, and the list is
+/// [`NOT_READY`].
+static CLOSED: Atomic<*mut Closed> = Atomic::new(NOT_READY);
+
+/// No module may begin anything.
+const NOT_READY: *mut Closed = ptr::without_provenance_mut(1);
 
 global_lock! {
     // SAFETY: `init()` is called by the module's initialisation, before all else.
-    unsafe(uninit) static CLOSING_LOCK: Mutex<()> = ();
+    unsafe(uninit) static CLOSED_LOCK: Mutex<()> = ();
 }
 
-/// Sets up what the layer needs.
+/// Initialises the lock of this layer.
 ///
 /// # Safety
 ///
-/// To be called once, before anything else of this file.
+/// Must be called once, before all other functions of this file.
 pub(crate) unsafe fn init() {
-    // SAFETY: As the function requires.
-    unsafe { CLOSING_LOCK.init() };
+    // SAFETY: By the safety requirements of this function, the lock is initialised once.
+    unsafe { CLOSED_LOCK.init() };
 }
 
-/// Whether `text` lies in the module that [`close_module`] is at work on. The caller is in an RCU
-/// read-side critical section; if the answer is no, that work does not begin before its end.
-pub(crate) fn is_closing(text: *const c_void) -> bool {
-    // Pairs with the `Release` store in `close_module()`, by its address dependency.
-    let module = read_once(&CLOSING);
+/// Lets modules queue callbacks. Must be called when the module notifier is registered.
+pub(crate) fn set_ready() {
+    CLOSED.store(ptr::null_mut(), Relaxed);
+}
 
-    // SAFETY: `free_module()` (kernel/module/main.c) waits for a grace period after the notifier
-    // that sets `CLOSING` back, so the module is there until our critical section ends.
-    !module.is_null() && unsafe { within_module(text, module) }
+/// Frees the list of closed modules, and goes back to the state before [`set_ready`]. Must be
+/// called when no module uses the library.
+pub(crate) fn set_not_ready() {
+    let mut next = CLOSED.xchg(NOT_READY, Relaxed);
+    while !next.is_null() {
+        // SAFETY: `close_module()` made it a box, and there are no readers.
+        next = unsafe { KBox::from_raw(next) }.next.load(Relaxed);
+    }
+}
+
+/// Returns whether `text` lies in a module that must not begin anything.
+///
+/// The caller must be in an RCU read-side critical section. If this returns `false`, the module
+/// stays until that section has ended, and [`close_module`] waits for it.
+pub(crate) fn is_closed(text: *const c_void) -> bool {
+    // Pairs with the `Release` store in `close_module()` by its address dependency.
+    let mut next = read_once(&CLOSED);
+    if next == NOT_READY {
+        // Code of the kernel itself may be early, but is never unloaded.
+        //
+        // SAFETY: The function takes any address.
+        return !unsafe { rust_percpu_ref_is_core_kernel(text) };
+    }
+    // SAFETY: `reopen_module()` frees an entry a grace period after taking it off the list.
+    while let Some(closed) = unsafe { next.as_ref() } {
+        if closed.memory.contains(text) {
+            return true;
+        }
+        next = read_once(&closed.next);
+    }
+    false
+}
+
+/// Runs the callbacks of `module` and lets it queue no more, until [`reopen_module`].
+///
+/// # Context
+///
+/// Sleeps, so must be called from process context.
+///
+/// # Safety
+///
+/// `module` must be valid, and must have run its exit function.
+pub(crate) unsafe fn close_module(module: *const bindings::module) {
+    let closed = loop {
+        let closed = Closed {
+            head: RcuHead::new(),
+            // SAFETY: By the safety requirements of this function, `module` is valid.
+            memory: unsafe { ModuleMemory::of(module) },
+            next: Atomic::new(ptr::null_mut()),
+        };
+        match KBox::new(closed, GFP_KERNEL) {
+            Ok(closed) => break closed,
+            // An unloading cannot fail.
+            Err(_) => fsleep(Delta::from_millis(100)),
+        }
+    };
+    {
+        let _lock = CLOSED_LOCK.lock();
+        closed.next.store(CLOSED.load(Relaxed), Relaxed);
+        // `Release` pairs with the load in `is_closed()`.
+        CLOSED.store(KBox::into_raw(closed), Release);
+    }
+    // After this, all critical sections see the mark, ...
+    //
+    // SAFETY: We are in process context.
+    unsafe { bindings::synchronize_rcu() };
+    // ... so after this, no callback of the module is left.
+    barrier();
+}
+
+/// Forgets the closed modules that were in the place of `module`, which is about to be loaded.
+///
+/// # Context
+///
+/// Sleeps, so must be called from process context.
+///
+/// # Safety
+///
+/// `module` must be valid, and must not have run any code.
+pub(crate) unsafe fn reopen_module(module: *const bindings::module) {
+    // SAFETY: By the safety requirements of this function, `module` is valid.
+    let memory = unsafe { ModuleMemory::of(module) };
+
+    let _lock = CLOSED_LOCK.lock();
+    let mut link = &CLOSED;
+    loop {
+        let this = link.load(Relaxed);
+        // SAFETY: Only the holder of the lock takes entries off the list.
+        let Some(closed) = (unsafe { this.as_ref() }) else {
+            return;
+        };
+        if closed.memory.overlaps(&memory) {
+            // `Release`: the next entry was published before.
+            link.store(closed.next.load(Relaxed), Release);
+            // SAFETY: `close_module()` made it a box. Readers that found it are in critical
+            // sections, which the callback waits for.
+            let head = unsafe { NonNull::new_unchecked(this) };
+            call(Forgotten(head));
+        } else {
+            link = &closed.next;
+        }
+    }
+}
+
+/// An entry that was taken off the list of closed modules.
+///
+/// # Invariants
+///
+/// Owns the entry, which came from a `KBox`, but for readers that found it before.
+struct Forgotten(NonNull<Closed>);
+
+// SAFETY: An entry may be freed on any thread.
+unsafe impl Send for Forgotten {}
+
+// SAFETY: The entry does not move, and its head is used by nothing else.
+unsafe impl RcuPointer for Forgotten {
+    fn into_head(self) -> NonNull<RcuHead> {
+        // SAFETY: By the type invariant, the entry is valid. The address of a field is not null.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).head) }
+    }
+
+    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
+        // SAFETY: By the safety requirements of this function, `head` lies in an entry.
+        let entry = unsafe { container_of!(head.as_ptr(), Closed, head) };
+
+        // INVARIANT: `into_head` gave up the ownership.
+        //
+        // SAFETY: The address of an entry is not null.
+        Self(unsafe { NonNull::new_unchecked(entry) })
+    }
+
+    fn run(self) {
+        // SAFETY: By the type invariant, the entry is ours and came from a `KBox`. The grace period
+        // waited for the readers.
+        drop(unsafe { KBox::from_raw(self.0.as_ptr()) });
+    }
 }
 
 /// A `Relaxed` load that is inlined, which those of the kernel crate may not be.
@@ -204,40 +414,6 @@ pub(crate) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
     // SAFETY: It is valid. Others change it by atomic operations, with which the kernel lets a
     // volatile load race.
     unsafe { from.as_ptr().read_volatile() }
-}
-
-/// Whether `addr` lies in `module`.
-///
-/// # Safety
-///
-/// `module` is valid.
-pub(crate) unsafe fn within_module(addr: *const c_void, module: *mut bindings::module) -> bool {
-    // SAFETY: As the function requires.
-    unsafe { rust_percpu_ref_within_module(addr, module.cast()) }
-}
-
-/// Runs the callbacks that lie in `module`, lets no more be queued, and does the same, by
-/// `close_rest`, for whatever else [`is_closing`] keeps from beginning.
-///
-/// Sleeps; process context.
-///
-/// # Safety
-///
-/// `module` has run its exit function, and is not freed yet.
-pub(crate) unsafe fn close_module(module: *mut bindings::module, close_rest: impl FnOnce()) {
-    let _lock = CLOSING_LOCK.lock();
-
-    // `Release` pairs with the load in `is_closing()`.
-    CLOSING.store(module, Release);
-    // After this, all the world sees `CLOSING`, ...
-    //
-    // SAFETY: We are in process context.
-    unsafe { bindings::synchronize_rcu() };
-    // ... so after this, there are no callbacks of the module left, ...
-    barrier();
-    // ... and after this, nothing of it runs that could ask for any.
-    close_rest();
-    CLOSING.store(ptr::null_mut(), Relaxed);
 }
 
 /// What to do with an object after a grace period.

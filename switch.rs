@@ -4,15 +4,38 @@
 //!
 //! [`Count::word`] has three flags; without any, the count is in per-CPU mode.
 //!
-//! - [`DEAD`]: killed, and not resurrected since.
+//! - [`DEAD`]: killed or frozen, and not brought back to life since.
 //! - [`FORCE`]: atomic mode was asked for, and stays across death and resurrection.
-//! - [`BUSY`]: a transition is under way, and somebody owns it: the RCU callback, or the thread
-//!   that kills a count in atomic mode or resurrects one. While it is set nobody but its owner
-//!   changes the word, with one exception: a kill does not wait, so it sets [`DEAD`] in the midst
-//!   of a switch to atomic mode, and the callback sees to the rest (see [`Count::finish`]).
+//! - [`BUSY`]: a transition is under way, and has an owner: the RCU callback, or a thread that
+//!   closes, revives or confirms. While the flag is set, only its owner changes the word, with one
+//!   exception: a kill does not wait, so it sets [`DEAD`] during a switch to atomic mode. The
+//!   callback and the killer then agree by [`Count::handover`] which of them closes.
 //!
 //! So there is no lock that a release or a confirmation could run under, and counts that switch at
-//! the same time know nothing of each other.
+//! the same time do not wait for each other.
+//!
+//! # What is asked for, and what is
+//!
+//! [`Count::state`] says whether the reference must be dead ([`is_dead`]): it was killed, or there is
+//! a freezer. [`DEAD`] follows. A thread that makes the state dead calls [`Count::begin_end`] after
+//! that. A state becomes alive only in [`Count::follow`], by the owner of [`BUSY`] while [`DEAD`] is
+//! set, which then clears [`DEAD`] and looks at the state again. All of these steps are fully
+//! ordered, so of two threads that go in opposite directions, at least one sees what the other has
+//! done, and the last state wins.
+//!
+//! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`] says
+//! that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive. [`REVIVING`] says
+//! that a thread has made the state alive and has not cleared [`DEAD`] yet. A killer that finds it
+//! leaves the rest to that thread. A freezer needs neither: it keeps the state dead by itself.
+//!
+//! # The end of a transition
+//!
+//! One that closes does these steps: it takes the bias out, which turns the initial reference into
+//! [`INITIAL`](super::value::INITIAL); it confirms; it clears [`BUSY`]; it puts the initial
+//! reference; it wakes up the threads that wait for the transition; and if the count fell to zero,
+//! it releases. The initial reference does not count as one meanwhile: [`Count::is_zero`] is true as
+//! soon as the others are gone, and no new one can be had. But it keeps the object alive, and it
+//! keeps the release from running while [`BUSY`] is set, since a release may revive the object.
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 
@@ -21,41 +44,52 @@ use core::{
         self,
         ManuallyDrop, //
     },
-    ptr::{
-        self,
-        NonNull, //
-    },
+    ptr::NonNull,
 };
 use kernel::{
     container_of,
     do_once_lite,
-    pr_warn_once,
     prelude::*,
-    sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full,
-            Relaxed,
-            Release, //
-        },
-        rcu::read_lock, //
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Relaxed, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 
 use super::{
-    is_open,
-    is_valid,
+    change,
+    is_dead,
+    report,
+    seconds,
+    update,
+    value::{
+        self,
+        is_closing,
+        is_valid,
+        is_zero,
+        SATURATED, //
+    },
     Count,
-    Phase,
     ATOMIC,
     BIAS,
     BUSY,
+    CONFIRM,
     DEAD,
     FORCE,
-    LIMIT,
+    FREEZER,
+    FREEZERS,
+    KILLED,
+    KILLING,
+    LIFE,
+    NOTIFY,
     REINIT,
-    SATURATED, //
+    REVIVING, //
 };
 use crate::{
     rcu::{
@@ -64,276 +98,529 @@ use crate::{
         RcuHead,
         RcuPointer, //
     },
-    unload, //
+    wait::{
+        wait_event,
+        wake_up,
+        Until, //
+    }, //
 };
 
 extern "C" {
     fn rust_percpu_ref_pr_debug_sum(global: u64, percpu: u64);
 }
 
-/// In [`Switch::confirm_kill`]: killed, with nothing to be called.
-const NO_CONFIRM: *mut c_void = ptr::without_provenance_mut(1);
-/// In [`Switch::confirm_kill`]: the callback is done, and leaves the rest to the killer.
-const LEFT: *mut c_void = ptr::without_provenance_mut(2);
-
-/// What a transition needs.
-pub(super) struct Switch {
-    /// To be called when the switch to atomic mode is done, or null. It is [`BUSY`]'s owner's.
-    confirm: Atomic<*mut c_void>,
-    /// To be called when the reference is closed. Null, unless it is dying and not closed.
-    confirm_kill: Atomic<*mut c_void>,
-    rcu: RcuHead,
-}
-
-impl Switch {
-    #[inline]
-    pub(super) const fn new() -> Self {
-        Self {
-            confirm: Atomic::new(ptr::null_mut()),
-            confirm_kill: Atomic::new(ptr::null_mut()),
-            rcu: RcuHead::new(),
-        }
-    }
-}
+/// In [`Count::handover`]: neither the killer nor the callback has come to it.
+pub(super) const NO_KILLER: u32 = 0;
+/// In [`Count::handover`]: the killer leaves it to the callback to close.
+const KILLED_FIRST: u32 = 1;
+/// In [`Count::handover`]: the callback leaves it to the killer to close.
+const CALLBACK_FIRST: u32 = 2;
 
 impl Count {
-    /// Marks the reference dead, and sees to it that it is closed, that `confirm` is then called,
-    /// and that the initial reference is then put: after a grace period, or here and now if the
-    /// count is in atomic mode. `false` if it is dead already.
+    /// Kills the reference. After a grace period, or in here if the count is in atomic mode, it is
+    /// closed, confirmed if `confirm`, and the initial reference is put. Returns `false` if the
+    /// reference was killed already.
     ///
     /// # Safety
     ///
-    /// `this` is the beginning of a pinned, shared object that the caller holds. `confirm` is a
-    /// function for its type.
-    pub(crate) unsafe fn kill(this: NonNull<Self>, confirm: Option<NonNull<c_void>>) -> bool {
-        // SAFETY: As the function requires.
+    /// `this` must be the beginning of a pinned, shared object that the caller has the handle of.
+    pub(crate) unsafe fn kill(this: NonNull<Self>, confirm: bool) -> bool {
+        // SAFETY: The caller has the handle.
         let count = unsafe { this.as_ref() };
 
-        // As long as this lasts, no callback runs that comes to see `DEAD`, and the module of
-        // `confirm` does not get past waiting for callbacks.
-        let section = read_lock();
+        let confirm = if confirm { CONFIRM } else { 0 };
+        let killing = |state| if state & REINIT != 0 { KILLING } else { 0 };
+        let old = change(&count.state, |state| {
+            (state & KILLED == 0).then(|| state | KILLED | confirm | killing(state))
+        });
+        let Ok(old) = old else {
+            return false;
+        };
+        count.class.sub_unkilled();
+        if old & REVIVING == 0 {
+            // SAFETY: The caller has the handle. The state is dead, and `KILLING` keeps it so, or
+            // the object lives once.
+            unsafe { Self::end_killed(this, killing(old)) };
+        }
+        true
+    }
+
+    /// Ends the life of a reference that was killed, and clears `killing` in the state.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared object that the caller has a hold of. Its
+    /// state must be dead, and must stay so while `killing` is set.
+    unsafe fn end_killed(this: NonNull<Self>, killing: u64) {
+        // SAFETY: By the safety requirements of this function, the state is dead.
+        if unsafe { Self::begin_end(this, killing) } {
+            return;
+        }
+        // A freezer has set `DEAD`. If the reference is closed and no transition is under way, the
+        // confirmation is ours to call. Else the owner of `BUSY` calls it when it has cleared the
+        // flag.
+        //
+        // SAFETY: The caller has a hold.
+        let count = unsafe { this.as_ref() };
+        clear(&count.state, killing);
+        // `Acquire` pairs with the `Full` in `set_idle()`.
+        if count.word.load(Acquire) & (DEAD | BUSY) == DEAD {
+            // SAFETY: The caller has a hold of an object that lives more than once, as others are
+            // not frozen.
+            unsafe { Self::confirm(this) };
+        }
+    }
+
+    /// Sets [`DEAD`], clears `killing` in the state, and lets this life end. Returns `false` and does
+    /// nothing if [`DEAD`] is set already.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared object that the caller has a hold of. Its
+    /// state must be dead, and must stay so until [`DEAD`] is set.
+    unsafe fn begin_end(this: NonNull<Self>, killing: u64) -> bool {
+        // SAFETY: The caller has a hold.
+        let count = unsafe { this.as_ref() };
+
         let mut word = read_once(&count.word);
         loop {
             if word & DEAD != 0 {
                 return false;
             }
             // `Full`: in per-CPU mode `call_rcu()` orders the flag before the callback; else this
-            // is one end of the order that `resurrect()` and the callback rely on.
+            // is one end of the order that `follow()` and the callback rely on.
             match count.word.cmpxchg(word, word | DEAD | BUSY, Full) {
                 Ok(_) => break,
                 Err(found) => word = found,
             }
         }
 
-        // The flag was ours to set, so the initial reference is ours to give away.
-        let confirm = usable(confirm).unwrap_or(NO_CONFIRM);
-        // SAFETY: It is there, so the count is not zero.
-        let confirm_kill = unsafe { &count.switch().confirm_kill };
+        // Before the release, which may revive the object. We set `DEAD`, so nothing revives it
+        // before this life is closed.
+        clear(&count.state, killing);
+        // We set `DEAD`, so we own the initial reference.
+        count.killed_at.store(seconds(), Relaxed);
         if word & ATOMIC == 0 {
-            confirm_kill.store(confirm, Relaxed);
+            count.handover.store(KILLED_FIRST, Relaxed);
             rcu::call_hurry(Callback(this));
             return true;
         }
-        // In the midst of a switch to atomic mode, we and the callback both come here or to
-        // `finish()`, and the second one closes. `Full`: it sees what the first one has done.
-        if word & BUSY != 0 && confirm_kill.xchg(confirm, Full) != LEFT {
+        // During a switch to atomic mode, both we and its owner come here or to `finish()`, and the
+        // second one closes. `Full`: it sees what the first one has done. A grace period would not
+        // order the two, since the one that the callback waited for may have begun before us.
+        if word & BUSY != 0 && count.handover.xchg(KILLED_FIRST, Full) != CALLBACK_FIRST {
             return true;
         }
-        count.close(this, confirm, true);
-        drop(section);
-
-        // SAFETY: `close()` left the initial reference to us.
-        unsafe { Self::put(this, 1) };
+        // SAFETY: We own the initial reference, and `BUSY`.
+        unsafe { Self::close(this, true) };
         true
     }
 
-    /// Takes the bias out unless that was done, calls `confirm`, and ends the transition. The
-    /// caller owns it, and the initial reference.
-    fn close(&self, this: NonNull<Self>, confirm: *mut c_void, take_bias: bool) {
-        if take_bias {
-            // The counters are added, and the initial reference is there.
-            self.update(|old| match old.checked_sub(BIAS) {
-                Some(references) if is_open(old) => references,
-                _ => SATURATED,
-            });
-        }
-        // SAFETY: The initial reference is there, so the count is not zero.
-        unsafe { self.switch() }
-            .confirm_kill
-            .store(ptr::null_mut(), Relaxed);
-        self.confirm(this, confirm);
-        self.set_idle(read_once(&self.word));
-    }
-
-    /// Calls `confirm`, unless it is a constant that stands for none or its module is gone.
-    fn confirm(&self, this: NonNull<Self>, confirm: *mut c_void) {
-        let Some(confirm) = NonNull::new(confirm).filter(|_| confirm != NO_CONFIRM) else {
-            return;
+    /// Closes the reference, and puts the initial reference: see the head of this file. Takes the
+    /// bias out if that was not done.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid. The caller must own [`BUSY`] and the initial reference, and gives both
+    /// up.
+    unsafe fn close(this: NonNull<Self>, take_bias: bool) {
+        // SAFETY: The initial reference keeps the object alive, until it is put.
+        let (word, atomic, state) = unsafe {
+            (
+                Self::word_of(this),
+                Self::atomic_of(this),
+                Self::state_of(this),
+            )
         };
-        if let Some(running) = self.class.enter() {
-            // SAFETY: The callers have the initial reference, or hold the object. By the
-            // requirement of the functions that took it, `confirm` fits.
-            unsafe { (running.ops().confirm)(this.cast(), confirm) };
+        if take_bias {
+            update(atomic, value::close);
+        }
+        // SAFETY: The initial reference keeps the object alive.
+        unsafe {
+            (*this.as_ptr()).handover.store(NO_KILLER, Relaxed);
+            Self::confirm(this);
+            Self::set_idle(this, read_once(word));
+        }
+        let is_reinit = state.load(Relaxed) & REINIT != 0;
+
+        // `Full`: as in `put()`.
+        let old = update(atomic, value::put_initial);
+        // If there are references left, the object may be gone from here on.
+        if is_reinit {
+            // Only counts of this kind have threads that wait for the transition.
+            wake_up(word);
+        }
+        if value::put_initial(old) == 0 {
+            // SAFETY: The count just fell to zero, by our put.
+            unsafe { Self::release(this) };
         }
     }
 
-    /// Ends the transition by a store, for the owner of a word that nobody else may change.
-    fn set_idle(&self, word: usize) {
-        // `Release` pairs with the `Acquire` of who waits for it, and with who sees by it that the
-        // mode is another.
-        self.word.store(word & !BUSY, Release);
-        // Only `REINIT` counts have waiters on `word`.
-        if read_once(&self.state) & REINIT != 0 {
-            unload::wake_up(self.word.as_ptr());
+    /// Calls the confirmation of the kill, if it is owed and the object's module is there.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns, and that
+    /// is closed.
+    unsafe fn confirm(this: NonNull<Self>) {
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let count = unsafe { this.as_ref() };
+        let is_owed = change(&count.state, |state| {
+            (state & CONFIRM != 0).then_some(state & !CONFIRM)
+        })
+        .is_ok();
+
+        if is_owed {
+            if let Some(running) = count.class.enter() {
+                // SAFETY: By the safety requirements of this function, the object is there.
+                unsafe { (running.ops().confirmed)(this.cast()) };
+            }
         }
     }
 
-    /// The callback ends a transition. Says whether the reference is closed now, and so its initial
-    /// reference the caller's to put; `closing` is what is to be called then, and says that the
-    /// bias is out.
-    fn finish(&self, this: NonNull<Self>, closing: *mut c_void) -> bool {
-        if !closing.is_null() {
-            self.close(this, closing, false);
-            return true;
+    /// Calls the confirmation of the switch, if it is owed and the object's module is there.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns.
+    unsafe fn notify(this: NonNull<Self>) {
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let count = unsafe { this.as_ref() };
+        let is_owed = change(&count.state, |state| {
+            (state & NOTIFY != 0).then_some(state & !NOTIFY)
+        })
+        .is_ok();
+
+        if is_owed {
+            if let Some(running) = count.class.enter() {
+                // SAFETY: By the safety requirements of this function, the object is there.
+                unsafe { (running.ops().switched)(this.cast()) };
+            }
+        }
+    }
+
+    /// Ends a transition: sets the word to `word` without [`BUSY`]. Does not wake up the threads that
+    /// wait for it.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns. The caller
+    /// must own [`BUSY`], and gives it up. If `word` has [`DEAD`], the reference must be closed.
+    unsafe fn set_idle(this: NonNull<Self>, word: usize) {
+        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by it
+        // that the mode is another. It also pairs with `kill()`: either that sees the flag cleared,
+        // or we see here that a confirmation is owed.
+        //
+        // SAFETY: By the safety requirements of this function, the object is there.
+        unsafe { Self::word_of(this) }.xchg(word & !BUSY, Full);
+        if word & DEAD != 0 {
+            // SAFETY: By the safety requirements of this function, the object is there and closed.
+            unsafe { Self::confirm(this) };
+        }
+    }
+
+    /// Ends a switch to atomic mode, or closes if the reference was killed meanwhile and the killer
+    /// has left that to us. With `closing`, the bias is out already.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is alive. The caller must own [`BUSY`] and what
+    /// a killer may have left to it, and gives both up.
+    unsafe fn finish(this: NonNull<Self>, closing: bool) {
+        if closing {
+            // SAFETY: The killer left the initial reference to us.
+            unsafe { Self::close(this, false) };
+            return;
         }
 
-        // `Full`: whoever sees the mode sees all that was done to bring it about.
-        let mut word = read_once(&self.word);
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let word_of = unsafe { Self::word_of(this) };
+        // `Full`: a CPU that sees the mode sees all that was done to bring it about.
+        let mut word = read_once(word_of);
         while word & DEAD == 0 {
-            match self.word.cmpxchg(word, word & !BUSY, Full) {
+            match word_of.cmpxchg(word, word & !BUSY, Full) {
                 Ok(_) => {
                     // The object may be gone now.
-                    unload::wake_up(self.word.as_ptr());
-                    return false;
+                    wake_up(word_of);
+                    return;
                 }
                 Err(found) => word = found,
             }
         }
 
-        // Killed meanwhile; see `kill()`.
+        // Killed meanwhile; see `begin_end()`.
         //
-        // SAFETY: The initial reference is there, so the count is not zero.
-        let confirm = unsafe { self.switch() }.confirm_kill.xchg(LEFT, Full);
-        if confirm.is_null() {
-            return false;
+        // SAFETY: The initial reference keeps the object alive, until the killer or we put it.
+        let killer = unsafe { &(*this.as_ptr()).handover }.xchg(CALLBACK_FIRST, Full);
+        if killer == KILLED_FIRST {
+            // SAFETY: The killer left the initial reference to us.
+            unsafe { Self::close(this, true) };
         }
-        self.close(this, confirm, true);
-        true
     }
 
     /// Sleeps while a transition is under way. Returns the word after it.
+    ///
+    /// Must be called for [`REINIT`] counts.
     fn wait_idle(&self) -> usize {
-        loop {
-            // `Acquire` pairs with the `Release` in `set_idle()`.
+        // `Acquire` pairs with the `Full` of `set_idle()` and `finish()`, and with that of the put in
+        // `close()`. A word that is idle was so before or after any `close()` that the atomic tells
+        // of, so in this order the end of a transition is not missed.
+        let idle = || {
             let word = self.word.load(Acquire);
-            if word & BUSY == 0 {
+            let is_idle = word & BUSY == 0 && !is_closing(self.atomic.load(Acquire));
+            is_idle.then_some(word)
+        };
+        loop {
+            if let Some(word) = idle() {
                 return word;
             }
-            // SAFETY: `word` is valid; who clears the flag wakes us up.
-            unsafe { unload::wait_event(self.word.as_ptr(), BUSY, 0) };
+            // Without a bound, the wait does not fail.
+            let _ = wait_event(&raw const self.word, Until::Done, None, || idle().is_some());
         }
     }
 
-    /// Switches to atomic mode, and calls `confirm` when that is done. Sleeps if another transition
-    /// is under way.
+    /// Switches to atomic mode, and with `notify`, has the object told when that is done. Sleeps if
+    /// another transition is under way.
     ///
     /// # Safety
     ///
-    /// `this` is the beginning of a pinned, shared [`REINIT`] object that the caller holds.
-    /// `confirm` is a function for its type.
-    pub(crate) unsafe fn switch_to_atomic(this: NonNull<Self>, confirm: Option<NonNull<c_void>>) {
-        // SAFETY: As the function requires.
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has the
+    /// handle of.
+    pub(crate) unsafe fn switch_to_atomic(this: NonNull<Self>, notify: bool) {
+        // SAFETY: The caller has the handle.
         let count = unsafe { this.as_ref() };
 
         loop {
             let word = count.wait_idle();
-            // As in `kill()`.
-            let _section = read_lock();
-            let confirm = usable(confirm);
-            if word & ATOMIC != 0 {
-                // `Full`: the confirmation comes after what made the mode.
+            let is_atomic = word & ATOMIC != 0;
+            if is_atomic && !notify {
+                // `Full`: what follows comes after what made the mode.
                 if count.word.cmpxchg(word, word | FORCE, Full).is_ok() {
-                    return count.confirm(this, confirm.unwrap_or(NO_CONFIRM));
+                    return;
                 }
-            } else if count.word.cmpxchg(word, word | FORCE | BUSY, Full).is_ok() {
-                // SAFETY: The object is `REINIT`.
-                let slot = unsafe { &count.switch().confirm };
-                slot.store(confirm.unwrap_or(NO_CONFIRM), Relaxed);
-                // Whoever kills it now leaves the initial reference to the callback.
-                return rcu::call_hurry(Callback(this));
+                continue;
             }
+            // `Full`: what follows comes after what made the mode. The mode cannot be changed before
+            // the object was told, as we own `BUSY`.
+            let new = word | FORCE | BUSY;
+            if count.word.cmpxchg(word, new, Full).is_err() {
+                continue;
+            }
+            if notify {
+                let _ = change(&count.state, |state| Some(state | NOTIFY));
+            }
+            if !is_atomic {
+                // A thread that kills now leaves the initial reference to the callback.
+                rcu::call_hurry(Callback(this));
+                return;
+            }
+            // SAFETY: The caller has the handle of an object that lives more than once. We own
+            // `BUSY`. Without `DEAD`, a killer may leave the initial reference to us; with it, the
+            // reference is closed, since the word was idle.
+            unsafe {
+                Self::notify(this);
+                if word & DEAD == 0 {
+                    Self::finish(this, false);
+                } else {
+                    Self::set_idle(this, new);
+                    wake_up(&raw const count.word);
+                }
+            }
+            return;
         }
     }
 
     /// Waits until no transition is under way.
+    ///
+    /// Must be called for [`REINIT`] counts.
     pub(crate) fn wait_switched(&self) {
         self.wait_idle();
     }
 
-    /// Switches to per-CPU mode, or if the reference is dying, has it come back to life in that.
+    /// Switches to per-CPU mode, or if the reference is dying, lets its next life begin in that mode.
     /// Sleeps if another transition is under way.
     ///
-    /// To be called for [`REINIT`] counts.
+    /// Must be called for [`REINIT`] counts.
     pub(crate) fn switch_to_percpu(&self) {
         loop {
             let word = self.wait_idle();
             // `Full`: the counters are zero since the callback, which came before `BUSY` was
-            // cleared. Who finds the word without `ATOMIC` finds them so, as in C's
-            // `__percpu_ref_switch_to_percpu()`: by his address dependency.
+            // cleared. A CPU that finds the word without `ATOMIC` finds them so by its address
+            // dependency, as in C's `__percpu_ref_switch_to_percpu()`.
             if self.word.cmpxchg(word, word & !FORCE, Full).is_ok() {
                 return;
             }
         }
     }
 
-    /// Begins another life, in the mode that the last one had. Sleeps if another transition is
-    /// under way. `EINVAL` if the reference is alive, and with `at_zero`, `EBUSY` if the count is
-    /// not zero.
+    /// Takes a kill back. If the reference is not frozen, another life begins, in the mode that the
+    /// last one had. Sleeps if another transition is under way.
     ///
-    /// To be called for [`REINIT`] counts.
-    pub(crate) fn resurrect(&self, at_zero: bool) -> Result {
-        let word = loop {
-            let word = self.wait_idle();
+    /// Fails with `EINVAL` if the reference was not killed, and with `at_zero`, with `EBUSY` if the
+    /// count is not zero.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has the
+    /// handle of.
+    pub(crate) unsafe fn resurrect(this: NonNull<Self>, at_zero: bool) -> Result {
+        // SAFETY: The caller has the handle.
+        let count = unsafe { this.as_ref() };
+
+        // SAFETY: The caller has the handle.
+        unsafe {
+            Self::follow(this, |state| {
+                if at_zero && !count.is_zero() {
+                    Err(EBUSY)
+                } else if state & KILLED == 0 {
+                    Err(EINVAL)
+                } else {
+                    Ok(state & !KILLED)
+                }
+            })
+        }?;
+        count.class.add_unkilled();
+        Ok(())
+    }
+
+    /// Freezes the reference: like a kill, but for as long as there are freezers. Sleeps until all
+    /// references are gone and the release has returned.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has the
+    /// handle of. [`Count::thaw`] must be called once for each call of this.
+    pub(crate) unsafe fn freeze(this: NonNull<Self>) {
+        // SAFETY: The caller has the handle.
+        let count = unsafe { this.as_ref() };
+
+        // If there are as many freezers as can be counted, the object stays frozen. Else this one
+        // keeps the state dead.
+        let _ = change(&count.state, |state| {
+            (state & FREEZERS != FREEZERS).then(|| state + FREEZER)
+        });
+        // A thread that revives owns `BUSY`, so it is waited for here, or sees the freezer.
+        while count.wait_idle() & DEAD == 0 {
+            // SAFETY: The caller has the handle. The freezer keeps the state dead.
+            unsafe { Self::begin_end(this, 0) };
+        }
+        // Without a bound, the wait does not fail.
+        let _ = count.wait_released(Until::Done, None);
+    }
+
+    /// Takes a freezer away. If it was the last one and the reference was not killed, another life
+    /// begins. Sleeps if another transition is under way.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object for which [`Count::freeze`] was called. The caller
+    /// must not use the object after this.
+    pub(crate) unsafe fn thaw(this: NonNull<Self>) {
+        // SAFETY: The freezer keeps the memory, and after the change of the state, the hold that
+        // replaces it in the same step.
+        let result = unsafe {
+            Self::follow(this, |state| {
+                let is_full = state & FREEZERS == FREEZERS;
+                Ok(LIFE + if is_full { state } else { state - FREEZER })
+            })
+        };
+        // The freezer has kept the reference dead, so the change does not fail.
+        if result.is_ok() {
+            // SAFETY: This is the hold that replaced the freezer.
+            unsafe { Self::drop_hold(this, LIFE, 0) };
+        }
+    }
+
+    /// Changes the state of a dead reference to what `new` makes of it, and lets another life begin
+    /// if the state is alive then. Sleeps if another transition is under way. Fails with `EINVAL` if
+    /// the reference lives, and as `new` does.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has a hold
+    /// of until this returns. `new` may replace that hold by another one.
+    unsafe fn follow(this: NonNull<Self>, new: impl Fn(u64) -> Result<u64>) -> Result {
+        // SAFETY: The caller has a hold.
+        let count = unsafe { this.as_ref() };
+
+        let (word, result) = loop {
+            let word = count.wait_idle();
             if word & DEAD == 0 {
-                return Err(EINVAL);
+                if !is_dead(count.state.load(Relaxed)) {
+                    return Err(EINVAL);
+                }
+                // A thread has killed the reference, and is about to set `DEAD`.
+                fsleep(Delta::from_micros(10));
+                continue;
             }
-            // `Full`: this is the only resurrection, and sees what the kill has done.
-            if self.word.cmpxchg(word, word | BUSY, Full).is_ok() {
-                break word;
+            // `Full`: of several threads this is the only one, and it sees what the kill has done.
+            if count.word.cmpxchg(word, word | BUSY, Full).is_err() {
+                continue;
             }
+            // Between the two, another life may have begun and be closing now.
+            let is_closing = is_closing(count.atomic.load(Acquire));
+            let mut state = count.state.load(Relaxed);
+            let result = loop {
+                let to = match new(state) {
+                    _ if is_closing => break None,
+                    Ok(to) if is_dead(to) => to,
+                    Ok(_) if state & (KILLING | REVIVING) != 0 => break None,
+                    Ok(to) => to | REVIVING,
+                    Err(error) => break Some(Err(error)),
+                };
+                // `Full`: see the head of this file.
+                match count.state.cmpxchg(state, to, Full) {
+                    Ok(_) => break Some(Ok(to)),
+                    Err(found) => state = found,
+                }
+            };
+            if let Some(result) = result {
+                break (word, result);
+            }
+            // SAFETY: The caller has a hold of an object that lives more than once. We own `BUSY`,
+            // and the reference is closed.
+            unsafe { Self::set_idle(this, word) };
+            wake_up(&raw const count.word);
+            fsleep(Delta::from_micros(10));
         };
 
-        if at_zero && !self.is_zero() {
-            self.set_idle(word);
-            return Err(EBUSY);
+        if !result.is_ok_and(|state| !is_dead(state)) {
+            // SAFETY: The caller has a hold of an object that lives more than once. We own `BUSY`,
+            // and the reference is closed.
+            unsafe { Self::set_idle(this, word) };
+            wake_up(&raw const count.word);
+            return result.map(drop);
         }
-        if self.update(|old| {
-            if old <= LIMIT {
-                old + 1 + BIAS
-            } else {
-                SATURATED
-            }
-        }) == 0
-        {
-            // The last life has come to its end, so this one needs a hold of its own. `Relaxed`:
-            // the handle has one, too, so nothing ends meanwhile.
-            self.state.add(1, Relaxed);
+
+        // The confirmation of this life comes before the next one.
+        //
+        // SAFETY: The caller has a hold of an object that lives more than once, and the reference is
+        // closed.
+        unsafe { Self::confirm(this) };
+        if is_zero(update(&count.atomic, value::revive)) {
+            // The last life has ended, so this one needs a hold of its own. `Relaxed`: the caller
+            // has one, too, so nothing ends meanwhile.
+            count.state.add(LIFE, Relaxed);
         }
-        // As for `switch_to_percpu()`, the counters are zero.
-        self.set_idle(word & !DEAD);
+        // The counters are zero, as for `switch_to_percpu()`.
+        //
+        // SAFETY: The caller has a hold of an object that lives more than once. We own `BUSY`.
+        unsafe { Self::set_idle(this, word & !DEAD) };
+        wake_up(&raw const count.word);
+        // A killer that came before this has left the rest to us. One that comes later sees that
+        // `DEAD` was cleared: both are `Full`.
+        let old = change(&count.state, |state| Some(state & !REVIVING));
+        if old.is_ok_and(|state| state & KILLED != 0) {
+            // SAFETY: The caller has a hold. The state is dead, and `KILLING` keeps it so.
+            unsafe { Self::end_killed(this, KILLING) };
+        }
         Ok(())
     }
 }
 
-/// A confirmation that may still be called; none, if it lies in a module that is at its end. In an
-/// RCU read-side critical section, which the end of the module waits for.
-fn usable(confirm: Option<NonNull<c_void>>) -> Option<*mut c_void> {
-    let confirm = confirm?.as_ptr();
-    if rcu::is_closing(confirm) {
-        pr_warn_once!("confirmation lies in an unloaded module: not calling it\n");
-        return None;
-    }
-    Some(confirm)
+/// Clears a flag.
+fn clear(state: &Atomic<u64>, flag: u64) {
+    let _ = change(state, |state| (state & flag != 0).then_some(state & !flag));
 }
 
 /// A switch to atomic mode, on its way to be completed.
@@ -341,33 +628,28 @@ fn usable(confirm: Option<NonNull<c_void>>) -> Option<*mut c_void> {
 /// # Invariants
 ///
 /// Owns [`BUSY`]. If the count is killed, now or later, it owns the initial reference, too, unless
-/// `finish` and the killer agree otherwise; if it is not, that reference is there.
+/// `finish` and the killer agree otherwise. Until it is put, the initial reference keeps the object
+/// alive.
 struct Callback(NonNull<Count>);
 
 // SAFETY: A reference may be put on any thread.
 unsafe impl Send for Callback {}
 
-// SAFETY: The object is pinned and alive, as it is referenced. By the type invariant, nobody else
-// uses its `rcu`.
+// SAFETY: By the type invariant, the object is pinned and alive. By the invariants of `Count`, its
+// `rcu` belongs to the owner of `BUSY`.
 unsafe impl RcuPointer for Callback {
     fn into_head(self) -> NonNull<RcuHead> {
-        // SAFETY: The object is alive, and its `phase` a `Switch`. No field's address is null.
-        unsafe {
-            let switch = (&raw mut (*self.0.as_ptr()).phase).cast::<Switch>();
-            NonNull::new_unchecked(&raw mut (*switch).rcu)
-        }
+        // SAFETY: By the type invariant, the object is alive. The address of a field is not null.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).rcu) }
     }
 
     unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
-        // SAFETY: By the function's requirement, `head` lies in the `phase` of a count.
-        let this = unsafe {
-            let switch = container_of!(head.as_ptr(), Switch, rcu);
-            container_of!(switch.cast::<Phase>(), Count, phase)
-        };
+        // SAFETY: By the safety requirements of this function, `head` is the field of a count.
+        let this = unsafe { container_of!(head.as_ptr(), Count, rcu) };
 
-        // SAFETY: Nor is a count's address null.
+        // INVARIANT: `into_head` gave up the ownership.
         //
-        // INVARIANT: What `into_head` gave up.
+        // SAFETY: The address of a count is not null.
         Self(unsafe { NonNull::new_unchecked(this) })
     }
 
@@ -375,62 +657,59 @@ unsafe impl RcuPointer for Callback {
     #[doc(alias("percpu_ref_switch_to_atomic_rcu", "percpu_ref_kill_rcu"))]
     fn run(self) {
         let this = self.0;
-        // SAFETY: By the type invariant, there is a reference.
-        let count = unsafe { this.as_ref() };
-        // SAFETY: Therefore, the count is not zero.
-        let switch = unsafe { count.switch() };
+        // SAFETY: By the type invariant, the object is alive until `finish()`.
+        let (word, atomic, state, handover): (_, _, _, &Atomic<u32>) = unsafe {
+            (
+                Count::word_of(this),
+                Count::atomic_of(this),
+                Count::state_of(this),
+                &(*this.as_ptr()).handover,
+            )
+        };
+        let is_reinit = state.load(Relaxed) & REINIT != 0;
 
-        // SAFETY: This is the callback. Who used the counters did so in a critical section, and
-        // that was over before the grace period was; it orders their last writes before our reads.
-        let mut counters = unsafe { Count::counters(read_once(&count.word)) };
+        // SAFETY: This is the callback. CPUs that used the counters did so in a critical section
+        // that has ended before the grace period; it orders their last writes before our reads.
+        let mut counters = unsafe { Count::counters(read_once(word)) };
         let mut percpu = 0u64;
         for (_, counter) in counters.iter_mut() {
             percpu = percpu.wrapping_add(mem::take(counter.get_mut()));
         }
-        if read_once(&count.state) & REINIT == 0 {
-            // SAFETY: Not used after this; the object lives once.
+        if !is_reinit {
+            // SAFETY: The object lives once, so the counters are not used after this.
             unsafe { ManuallyDrop::drop(&mut counters) };
         }
 
-        // Null if it is not killed, or the killer is only about to leave it here. `Acquire` pairs
+        // `NO_KILLER` if it is not killed, or the killer is about to leave it here. `Acquire` pairs
         // with the `Full` of a killer that has.
-        let closing = switch.confirm_kill.load(Acquire);
-        let bias = if closing.is_null() { 0 } else { BIAS };
-        // The whole sum, and in the same step the bias: a part of the sum, or the sum after the
-        // bias, could bring the atomic to zero, which a put would take for the end.
-        //
+        let closing = handover.load(Acquire) == KILLED_FIRST;
         // `Full` pairs with that in `put()`: the puts before the switch, which the grace period has
-        // ordered before us, come before the end of the object, whoever it is that brings it.
-        let new = |old: u64| {
-            let new = old.wrapping_add(percpu).wrapping_sub(bias);
-            let references = new.wrapping_sub(BIAS - bias);
-            if is_valid(old) && (1..=LIMIT).contains(&references) {
-                new
-            } else {
-                SATURATED
-            }
-        };
-        let global = count.update(new);
-        // SAFETY: Prints two numbers.
+        // ordered before us, come before the end of the object, whichever thread ends it.
+        let global = update(atomic, |old| value::add_counters(old, percpu, closing));
+        // SAFETY: The function prints two numbers.
         unsafe { rust_percpu_ref_pr_debug_sum(global, percpu) };
-        if new(global) == SATURATED && is_valid(global) {
-            let global = global.wrapping_sub(BIAS) as i64;
+        if value::add_counters(global, percpu, closing) == SATURATED && is_valid(global) {
+            let global = global.wrapping_sub(BIAS) as isize;
             do_once_lite! {
-                count.report(format_args!(
-                    "{} references after the switch to atomic mode: global {global} percpu {}",
-                    global.wrapping_add(percpu as i64),
-                    percpu as i64
-                ));
+                report(
+                    // SAFETY: By the type invariant, the object is alive until `finish()`.
+                    unsafe { Count::class_of(this) },
+                    format_args!(
+                        "{} references after the switch to atomic mode: global {global} percpu {}",
+                        global.wrapping_add(percpu as isize),
+                        percpu as isize
+                    ),
+                );
             }
         }
 
-        // Only `REINIT` counts are switched without being killed.
-        if read_once(&count.state) & REINIT != 0 {
-            count.confirm(this, switch.confirm.xchg(ptr::null_mut(), Relaxed));
-        }
-        if count.finish(this, closing) {
-            // SAFETY: We own the initial reference.
-            unsafe { Count::put(this, 1) };
+        // SAFETY: By the type invariant, the object is alive until `finish()`, and we own `BUSY`.
+        unsafe {
+            // Only such counts are switched without being killed.
+            if is_reinit {
+                Count::notify(this);
+            }
+            Count::finish(this, closing);
         }
     }
 }

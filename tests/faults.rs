@@ -195,7 +195,7 @@ pub(super) fn ends_need_no_memory() -> Result<Outcome> {
         let all = || {
             let batch = once.try_get_many(100);
             drop(batch);
-            once.kill_and_confirm(Thing::confirm);
+            once.kill_and_confirm();
             once.wait_released();
             if may_sleep {
                 sleeping.kill_and_wait();

@@ -29,12 +29,12 @@ pub(super) fn confirm_against_resurrect() -> Result<Outcome> {
 
     let rounds = times(50) as u32;
     for round in 1..=rounds {
-        check!(thing.kill_and_confirm(|thing| thing.events.confirmed.inc()));
+        check!(thing.kill_and_confirm());
         check!(thing.resurrect().is_ok());
         check!(events.confirmed.get() == round);
         check!(!thing.is_dying() && thing.try_get_live().is_some());
         if round % 3 == 0 {
-            thing.switch_to_atomic(|thing| thing.events.switched.inc());
+            thing.switch_to_atomic();
         } else if round % 3 == 1 {
             thing.switch_to_percpu();
         }
@@ -90,7 +90,7 @@ pub(super) fn callbacks_out_of_order() -> Result<Outcome> {
             for _ in 0..500 {
                 RcuBox::new(Delay, GFP_KERNEL)?.call_hurry();
             }
-            thing.kill_and_confirm(|thing| thing.events.confirmed.inc());
+            thing.kill_and_confirm();
             Ok::<_, Error>(thing)
         })??;
         let owner = Owner {

@@ -148,12 +148,12 @@ fn waits(state: State, action: Action) -> bool {
     }
 }
 
-/// Whether a reference counts by CPU: then a kill goes unconfirmed as long as this CPU holds off
-/// the grace period. It is killed by this.
+/// Kills a reference, and returns whether it counted by CPU: then the number of references is not
+/// known as long as this CPU holds off the grace period.
 fn counts_by_cpu(modal: &Modal) -> Result<bool> {
     let _region = PreemptGuard::new();
     check!(modal.kill());
-    Ok(modal.try_get().is_some())
+    Ok(modal.references().is_none())
 }
 
 /// One action in one state, with one reference held unless the state has none.
@@ -171,10 +171,10 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
         None
     };
     if matches!(state, Switching | DyingInSwitch) {
-        modal.switch_to_atomic(|_| {});
+        modal.switch_to_atomic();
     }
     if state.is_dying() {
-        check!(modal.kill_and_confirm(Thing::confirm));
+        check!(modal.kill_and_confirm());
         if !state.is_passing() {
             wait_for(|| events.confirmed.get() == 1)?;
             rcu::barrier();
@@ -183,8 +183,7 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
     check!(modal.is_dying() == state.is_dying());
     check!(modal.is_zero() == state.is_zero());
     check!(events.released.get() == u32::from(state.is_zero()));
-    let open = !state.is_dying() || state.is_passing();
-    check!(modal.try_get().is_some() == open);
+    check!(modal.try_get().is_some() != state.is_zero());
     check!(modal.try_get_live().is_some() != state.is_dying());
 
     // The action itself.
@@ -193,9 +192,9 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
     let thread = Thread::spawn(here, move || {
         let modal = there_modal;
         let result = match action {
-            Kill => Ok(i32::from(modal.kill_and_confirm(Thing::confirm))),
+            Kill => Ok(i32::from(modal.kill_and_confirm())),
             ToAtomic => {
-                modal.switch_to_atomic(Thing::switched);
+                modal.switch_to_atomic();
                 Ok(0)
             }
             ToAtomicSync => {
@@ -260,10 +259,11 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
     // What it did.
     let dying = (state.is_dying() || action == Kill) && !lives_again;
     check!(modal.is_dying() == dying);
-    check!(modal.try_get().is_some() != dying);
+    check!(modal.try_get().is_some() == (!dying || held.is_some()));
     check!(modal.try_get_live().is_some() != dying);
     check!(events.confirmed.get() == u32::from(state.is_dying() || action == Kill));
-    check!(events.switched.get() == u32::from(action == ToAtomic));
+    let switched = u32::from(matches!(state, Switching | DyingInSwitch));
+    check!(events.switched.get() == u32::from(action == ToAtomic) + switched);
     check!(modal.value().is_alive());
 
     // The mode, in this life or in one more.
@@ -329,7 +329,7 @@ pub(super) fn start_modes() -> Result<Outcome> {
     // Nothing to wait for: all of it happens in the kill.
     {
         let _region = PreemptGuard::new();
-        check!(modal.kill_and_confirm(Thing::confirm));
+        check!(modal.kill_and_confirm());
         check!(events.confirmed.get() == 1 && events.released.get() == 1);
     }
     check!(modal.is_zero() && modal.try_get().is_none());
@@ -375,7 +375,7 @@ pub(super) fn drop_modal_in_each_state() -> Result<Outcome> {
             }
             let blocker = state.is_passing().then(|| Blocker::new(there));
             if matches!(state, Switching | DyingInSwitch) {
-                modal.switch_to_atomic(Thing::switched);
+                modal.switch_to_atomic();
             }
             if state.is_dying() {
                 modal.kill();
@@ -412,6 +412,21 @@ struct Phoenix {
 type Own = PercpuRef<Phoenix, Reinit>;
 
 impl Counted for Phoenix {
+    fn switched(&self) {
+        // SAFETY: The box is there, as there was no release.
+        if !unsafe { &*self.own.load(Acquire) }.kill_and_confirm() {
+            self.thing.events.disorder.inc();
+        }
+    }
+
+    fn confirmed(&self) {
+        self.thing.confirmed();
+        // SAFETY: The box is there, as there was no release.
+        if unsafe { &*self.own.load(Acquire) }.kill_and_confirm() {
+            self.thing.events.disorder.inc();
+        }
+    }
+
     fn release(&self) {
         self.thing.release();
         let own = self.own.load(Acquire);
@@ -475,24 +490,10 @@ pub(super) fn reinit_inside_release() -> Result<Outcome> {
 /// The confirmation of a switch kills, which is a kill at the very end of a transition. Then the
 /// confirmation of that kill tries to kill once more.
 pub(super) fn kill_inside_confirmation() -> Result<Outcome> {
-    fn kill(phoenix: &Phoenix) -> bool {
-        // SAFETY: The box is there, as there was no release.
-        unsafe { &*phoenix.own.load(Acquire) }.kill_and_confirm(|phoenix| {
-            phoenix.thing.confirm();
-            if kill(phoenix) {
-                phoenix.thing.events.disorder.inc();
-            }
-        })
-    }
-
     for atomic in [false, true] {
         let (own, events) = phoenix(1, atomic)?;
         // SAFETY: The box is there, as there was no release.
-        unsafe { &*own }.switch_to_atomic(|phoenix| {
-            if !kill(phoenix) {
-                phoenix.thing.events.disorder.inc();
-            }
-        });
+        unsafe { &*own }.switch_to_atomic();
         end_phoenix(own, atomic);
         check_end(&events, 1, 1)?;
     }
@@ -509,7 +510,7 @@ pub(super) fn many_switch_at_once() -> Result<Outcome> {
 
     let start = Instant::<Monotonic>::now();
     for (modal, _) in &all {
-        modal.switch_to_atomic(Thing::switched);
+        modal.switch_to_atomic();
     }
     for (modal, _) in &all {
         modal.switch_to_atomic_sync();
@@ -538,6 +539,14 @@ struct Gate {
 impl Counted for Gate {
     fn release(&self) {
         self.thing.release();
+    }
+
+    fn confirmed(&self) {
+        self.thing.confirmed();
+    }
+
+    fn switched(&self) {
+        self.thing.switched();
     }
 }
 
@@ -632,10 +641,7 @@ pub(super) fn transitions_race() -> Result<Outcome> {
     let race = |arena: &Arena, number: usize| {
         match number % 5 {
             0 => {
-                if arena
-                    .gate
-                    .kill_and_confirm(|gate| gate.thing.events.confirmed.inc())
-                {
+                if arena.gate.kill_and_confirm() {
                     arena.kills.inc();
                 }
             }
@@ -650,9 +656,7 @@ pub(super) fn transitions_race() -> Result<Outcome> {
                 }
                 arena.gate.switch_to_percpu();
             }
-            3 => arena
-                .gate
-                .switch_to_atomic(|gate| gate.thing.events.switched.inc()),
+            3 => arena.gate.switch_to_atomic(),
             _ => {
                 arena.gate.switch_to_atomic_sync();
                 arena.gate.switch_to_percpu();
@@ -667,9 +671,7 @@ pub(super) fn transitions_race() -> Result<Outcome> {
     let dying = arena.kills.get() - arena.resurrections.get();
     check!(dying == u32::from(arena.gate.is_dying()));
     if dying == 0 {
-        check!(arena
-            .gate
-            .kill_and_confirm(|gate| gate.thing.events.confirmed.inc()));
+        check!(arena.gate.kill_and_confirm());
         arena.kills.inc();
     }
     arena.gate.wait_released();

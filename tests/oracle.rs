@@ -13,10 +13,8 @@
 //!   returns `false` and changes nothing.
 //! - To resurrect what is alive: C warns, and gets one reference too many. Ours: `EINVAL`.
 //! - To reinitialise what has references left: C warns and goes on. Ours: `EBUSY`.
-//! - `try_get` after the confirmation of a kill: C's succeeds until the count is zero. Ours fails,
-//!   so that the confirmation can be relied on: no new reference is under way after it.
 //!
-//! The first three are tried on ours alone. Everything else is done on both.
+//! These are tried on ours alone. Everything else is done on both.
 
 use super::*;
 
@@ -249,14 +247,6 @@ impl Pair {
             _ => self.ours.try_get().map(PercpuRefBatch::from),
         };
         let c = self.c.call(op, n) != 0;
-        if self.closed && matches!(op, Op::TryGet | Op::TryGetMany) {
-            // The difference after the confirmation.
-            check!(got.is_none() && c == (self.count() > 0));
-            if c {
-                self.c.call(Op::PutMany, n);
-            }
-            return Ok(());
-        }
         check!(got.is_some() == c);
         if let Some(got) = got {
             self.hold(got)?;
@@ -267,16 +257,16 @@ impl Pair {
     fn transition(&mut self, op: Op) -> Result {
         let by_cpu = !self.atomic && !self.dying;
         match op {
-            Op::Kill if self.dying => check!(!self.ours.kill_and_confirm(confirmed)),
+            Op::Kill if self.dying => check!(!self.ours.kill_and_confirm()),
             Op::Kill => {
-                check!(self.ours.kill_and_confirm(confirmed));
+                check!(self.ours.kill_and_confirm());
                 self.c.call(Op::Kill, 0);
                 self.dying = true;
                 self.closed = !by_cpu;
                 self.pending = by_cpu;
             }
             Op::ToAtomic => {
-                self.ours.switch_to_atomic(Thing::switched);
+                self.ours.switch_to_atomic();
                 self.c.call(Op::ToAtomic, 0);
                 self.atomic = true;
                 self.pending = by_cpu;
@@ -324,14 +314,6 @@ impl Pair {
         self.compare()
             .inspect_err(|_| pr_err!("        # after the callbacks\n"))
     }
-}
-
-/// The confirmation of a kill, in whichever life.
-fn confirmed(thing: &Thing) {
-    if !thing.is_alive() {
-        thing.events.disorder.inc();
-    }
-    thing.events.confirmed.inc();
 }
 
 /// What random numbers begin with: as the parameter says, or else something new.
@@ -495,7 +477,7 @@ pub(super) fn c_keeps_the_same_invariants() -> Result<Outcome> {
         for (kills, (c, ours, _)) in kills.iter_mut().zip(&crowd.pairs) {
             match random.below(if round + 1 == ROUNDS { 1 } else { 4 }) {
                 0 | 1 if !ours.is_dying() => {
-                    ours.kill_and_confirm(confirmed);
+                    ours.kill_and_confirm();
                     c.call(Op::Kill, 0);
                     *kills += 1;
                 }
@@ -505,7 +487,7 @@ pub(super) fn c_keeps_the_same_invariants() -> Result<Outcome> {
                     c.call(Op::Resurrect, 0);
                 }
                 2 => {
-                    ours.switch_to_atomic(Thing::switched);
+                    ours.switch_to_atomic();
                     c.call(Op::ToAtomic, 0);
                 }
                 _ => {

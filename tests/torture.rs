@@ -135,12 +135,6 @@ impl Item {
             .into())
     }
 
-    fn confirm(&self) {
-        expect!(self.is_alive() && self.released.load(Relaxed) == 0);
-        expect!(self.confirmed.fetch_add(1, Relaxed) == 0);
-        CONFIRMED.inc();
-    }
-
     /// To be true as long as there is a reference.
     fn is_alive(&self) -> bool {
         self.canary.load(Relaxed) == ALIVE
@@ -151,6 +145,12 @@ impl Counted for Item {
     fn release(&self) {
         expect!(self.is_alive() && self.released.fetch_add(1, Relaxed) == 0);
         RELEASED.inc();
+    }
+
+    fn confirmed(&self) {
+        expect!(self.is_alive() && self.released.load(Relaxed) == 0);
+        expect!(self.confirmed.fetch_add(1, Relaxed) == 0);
+        CONFIRMED.inc();
     }
 }
 
@@ -195,6 +195,14 @@ impl Gate {
 impl Counted for Gate {
     fn release(&self) {
         self.releases.inc();
+    }
+
+    fn confirmed(&self) {
+        self.confirmed.inc();
+    }
+
+    fn switched(&self) {
+        self.switched.inc();
     }
 }
 
@@ -286,11 +294,11 @@ impl Stage {
                 1 => expect!(old.kill()),
                 2 => {
                     TO_CONFIRM.inc();
-                    expect!(old.kill_and_confirm(Item::confirm));
+                    expect!(old.kill_and_confirm());
                 }
                 3 => {
                     TO_CONFIRM.inc();
-                    expect!(old.kill_and_confirm(Item::confirm));
+                    expect!(old.kill_and_confirm());
                     old.wait_released();
                     expect!(old.try_get().is_none() && old.is_zero());
                 }
@@ -306,14 +314,14 @@ impl Stage {
             turn = turn.wrapping_add(1);
             match turn % 7 {
                 0 | 1 => {
-                    if self.gate.kill_and_confirm(|gate| gate.confirmed.inc()) {
+                    if self.gate.kill_and_confirm() {
                         KILLS.inc();
                         TO_CONFIRM.inc();
                     }
                 }
                 2 => {
                     SWITCHES.inc();
-                    self.gate.switch_to_atomic(|gate| gate.switched.inc());
+                    self.gate.switch_to_atomic();
                 }
                 3 => self.gate.switch_to_atomic_sync(),
                 4 => self.gate.switch_to_percpu(),
@@ -331,7 +339,7 @@ impl Stage {
             self.kept.switch_to_percpu();
             if turn & 7 == 0 {
                 SWITCHES.inc();
-                self.kept.switch_to_atomic(|gate| gate.switched.inc());
+                self.kept.switch_to_atomic();
             }
             fsleep(Delta::from_micros(100 + 61 * (number as i64 & 7)));
         }
@@ -472,7 +480,7 @@ fn start(stage: &Arc<Stage>, threads: &mut KVec<Thread>) -> Result {
 /// All threads are gone: ends what is left, and compares.
 fn end(stage: Arc<Stage>) {
     for gate in [&stage.gate, &stage.kept] {
-        if gate.kill_and_confirm(|gate| gate.confirmed.inc()) {
+        if gate.kill_and_confirm() {
             KILLS.inc();
             TO_CONFIRM.inc();
         }
