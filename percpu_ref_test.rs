@@ -54,6 +54,8 @@ use pin_init::{
     uninit, //
 };
 
+#[path = "tests/ends.rs"]
+mod ends;
 #[path = "tests/faults.rs"]
 mod faults;
 #[path = "tests/history.rs"]
@@ -68,6 +70,7 @@ mod oracle;
 mod references;
 
 use self::{
+    ends::*,
     faults::*,
     history::*,
     modes::*,
@@ -176,10 +179,12 @@ macro_rules! suite {
 type Case = fn() -> Result<Outcome>;
 
 suite!(CASES = percpu_ref [
+    long_wait_begins,
     percpu_local_operations,
     percpu_local_as_in_c,
     percpu_local_on_each_cpu,
     preempt_guard_as_in_c,
+    preempt_guards_have_a_bound,
     percpu_values,
     percpu_init_rolls_back,
     percpu_no_memory,
@@ -200,6 +205,7 @@ suite!(CASES = percpu_ref [
     drop_inside_release,
     batches,
     batches_keep_apart,
+    empty_batch_forgets_its_object,
     try_get_live_until_killed,
     kill_and_wait,
     release_may_sleep,
@@ -228,11 +234,26 @@ suite!(CASES = percpu_ref [
     counters_wrap,
     cpu_goes_offline,
     no_leak_in_bulk,
+    last_put_in_hardirq_wakes,
+    zero_when_closed,
+    release_waits_for_release,
+    waits_end,
+    freeze_against_kill,
+    freezers_and_killers_race,
+    second_remover_waits,
+    places_in_a_table,
+    switch_is_confirmed_first,
+    debug_tells_state,
     stress,
+    long_wait_is_told,
 ]);
 
 // These end with warnings in the log, and leak.
-suite!(PROVOKING_CASES = percpu_ref_provoked [overflow_leaks, underflow_leaks]);
+suite!(PROVOKING_CASES = percpu_ref_provoked [
+    overflow_leaks,
+    underflow_leaks,
+    resurrect_at_the_limit,
+]);
 
 /// The suite that is to run.
 fn wanted() -> &'static str {
@@ -691,6 +712,47 @@ fn preempt_guard_as_in_c() -> Result<Outcome> {
     // The timer may ask for it again at once.
     check!(by_c > 80 && by_guard > 80 && by_get > 80 && by_put > 80);
     check!(count() == before);
+    Ok(Passed)
+}
+
+/// Safe code can disable preemption to a depth far below the kernel's limit, and RCU waits for it
+/// there.
+fn preempt_guards_have_a_bound() -> Result<Outcome> {
+    let (thing, events) = Thing::shared()?;
+    let (callback, ran) = Callback::new(0)?;
+    let most = PreemptGuard::MAX_DEPTH as usize;
+    let mut guards = KVec::with_capacity(most + 1, GFP_KERNEL)?;
+    // SAFETY: Has no requirements.
+    let before = unsafe { percpu_ref_test_preempt_count() } as usize;
+
+    while guards.len() < guards.capacity() {
+        let Some(guard) = PreemptGuard::try_new() else {
+            break;
+        };
+        // There is room for it.
+        guards.push(guard, GFP_ATOMIC)?;
+    }
+    let depth = guards.len();
+    // A reference can be got at any depth.
+    let guard = thing.try_get();
+    callback.call_hurry();
+    let start = Instant::<Monotonic>::now();
+    let mut early = false;
+    while start.elapsed() < Delta::from_millis(40) {
+        early |= ran.confirmed.get() != 0;
+    }
+    drop(guards);
+
+    check!(guard.is_some_and(|guard| guard.is_alive()));
+    wait_for(|| ran.confirmed.get() == 1)?;
+    check!(PreemptGuard::try_new().is_some());
+    drop(thing);
+    check_end(&events, 0, 1)?;
+    if !cfg!(CONFIG_PREEMPT_COUNT) {
+        return Ok(Skipped("this kernel does not count"));
+    }
+    check!(!early);
+    check!(depth == most - before);
     Ok(Passed)
 }
 

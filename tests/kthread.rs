@@ -76,6 +76,15 @@ impl Thread {
     }
 }
 
+impl Thread {
+    /// Sends the thread a fatal signal, which it must have allowed.
+    #[allow(dead_code, reason = "not all crates with this file use it")]
+    pub(crate) fn kill(&self) {
+        // SAFETY: By the type invariant, we have a reference to the task.
+        unsafe { bindings::send_sig(bindings::SIGKILL as c_int, self.task, 1) };
+    }
+}
+
 impl Drop for Thread {
     fn drop(&mut self) {
         // A thread that is stopped before it has begun would not run its closure.

@@ -103,6 +103,39 @@ pub(super) fn batches_keep_apart() -> Result<Outcome> {
     Ok(Passed)
 }
 
+/// An empty batch takes references to any object, also to one at the address of an object that is
+/// gone.
+pub(super) fn empty_batch_forgets_its_object() -> Result<Outcome> {
+    let (first, first_events) = Thing::shared()?;
+    let (second, second_events) = Thing::shared()?;
+    let mut empty = first.try_get_many(1).ok_or(EIO)?;
+    drop(empty.take());
+
+    // References to another object.
+    check!(empty.put_back(second.try_get().ok_or(EIO)?).is_ok());
+    check!(empty.merge(first.try_get_many(0).ok_or(EIO)?).is_ok());
+    check!(empty.len() == 1 && empty.take().is_some_and(|guard| second.is_of(&guard)));
+    check!(empty.merge(second.try_get_many(2).ok_or(EIO)?).is_ok());
+    check!(empty.put_back(first.try_get().ok_or(EIO)?).is_err());
+    drop(empty.split(2));
+
+    // The object that the batch had references to is gone.
+    drop(second);
+    wait_for(|| second_events.dropped.get() == 1)?;
+    rcu::barrier();
+    for _ in 0..50 {
+        // A slab gives out first what came back last, so some of these are at its address.
+        let (new, _) = Thing::shared()?;
+        check!(empty.put_back(new.try_get().ok_or(EIO)?).is_ok());
+        check!(empty.value().is_some_and(Thing::is_alive));
+        drop(empty.take());
+    }
+    drop((empty, first));
+    wait_for(|| THINGS.load(Relaxed) == 0)?;
+    check_end(&first_events, 0, 1)?;
+    Ok(Passed)
+}
+
 fn check_ended_by_two(
     one: PercpuRef<Thing>,
     one_events: &Events,
@@ -411,6 +444,33 @@ pub(super) fn overflow_leaks() -> Result<Outcome> {
         check!(!thing.is_zero() && events.released.get() == 0);
         drop(thing);
         check!(events.dropped.get() == 0);
+    }
+    Ok(Passed)
+}
+
+/// A reference is resurrected with as many references left as there may be: one more would be too
+/// many, so the object leaks, and with one less it lives and ends.
+pub(super) fn resurrect_at_the_limit() -> Result<Outcome> {
+    const LIMIT: usize = 1 << 60;
+
+    for (count, leaks) in [(LIMIT - 1, false), (LIMIT, true)] {
+        let (thing, events) = Thing::new()?;
+        let thing = PercpuRef::from(UniquePercpuRef::new_atomic(thing, GFP_KERNEL)?);
+        let guard = thing.try_get().ok_or(EIO)?;
+        check!(thing.kill());
+        let mut many = guard.get_many(count - 1);
+        check!(thing.references() == Some(count));
+        check!(thing.resurrect().is_ok());
+        check!(thing.references() == if leaks { None } else { Some(count) });
+        let one = many.take();
+        drop(one);
+        drop(many);
+        drop(guard);
+        check!(thing.kill());
+        rcu::barrier();
+        check!(thing.is_zero() != leaks);
+        drop(thing);
+        check!(events.dropped.get() == u32::from(!leaks));
     }
     Ok(Passed)
 }
