@@ -558,8 +558,6 @@ struct Arena {
     kills: Counter,
     resurrections: Counter,
     errors: Counter,
-    /// How often it is frozen.
-    depth: Pin<KBox<Mutex<u32>>>,
 }
 
 impl Arena {
@@ -576,7 +574,6 @@ impl Arena {
             kills: Counter::default(),
             resurrections: Counter::default(),
             errors: Counter::default(),
-            depth: KBox::pin_init(new_mutex!(0), GFP_KERNEL)?,
         };
         Ok((Arc::new(arena, GFP_KERNEL)?, events))
     }
@@ -691,44 +688,29 @@ pub(super) fn transitions_race() -> Result<Outcome> {
 }
 
 /// As block devices freeze their queues: threads freeze and thaw it at depths of their own, and
-/// while it is frozen, nobody is inside.
+/// while it is frozen, no thread is inside.
 pub(super) fn freeze_and_thaw() -> Result<Outcome> {
     let (arena, events) = Arena::new()?;
     let freeze = |arena: &Arena, number: usize| {
         let start = Instant::<Monotonic>::now();
         let levels = 1 + number % 3;
-        for _ in 0..levels {
-            let mut depth = arena.depth.lock();
-            *depth += 1;
-            if *depth == 1 {
-                if !arena.gate.kill() {
-                    arena.errors.inc();
-                }
-                arena.kills.inc();
-            }
-            drop(depth);
-            arena.gate.wait_released();
+        let mut frozen = [None, None, None];
+        for guard in frozen.iter_mut().take(levels) {
+            *guard = Some(arena.gate.freeze());
         }
+        arena.kills.inc();
         for _ in 0..20 {
             if arena.gate.value().inside.load(Acquire) != 0
                 || !arena.gate.is_zero()
                 || arena.gate.try_get_live().is_some()
+                || arena.gate.try_get().is_some()
             {
                 arena.errors.inc();
             }
             fsleep(Delta::from_micros(20));
         }
-        for _ in 0..levels {
-            let mut depth = arena.depth.lock();
-            *depth -= 1;
-            if *depth == 0 {
-                if arena.gate.reinit().is_err() {
-                    arena.errors.inc();
-                }
-                arena.resurrections.inc();
-            }
-        }
-        // However slow the machine is, there are times when nobody keeps it frozen.
+        drop(frozen);
+        // However slow the machine is, there are times when no thread keeps it frozen.
         let pause = start.elapsed().as_nanos() * 6;
         fsleep(Delta::from_nanos(
             pause + 2_000_000 + 1_531_000 * number as i64,
@@ -739,9 +721,10 @@ pub(super) fn freeze_and_thaw() -> Result<Outcome> {
     })?;
 
     check!(arena.errors.get() == 0);
-    check!(arena.kills.get() == arena.resurrections.get());
+    check!(!arena.gate.is_dying());
     check!(arena.gate.kill_and_wait());
-    check!(events.released.get() == arena.kills.get() + 1);
+    // Threads that froze it at the same time shared a release.
+    check!((2..=arena.kills.get() + 1).contains(&events.released.get()));
     pr_info!(
         "        # frozen {} times, {} passed\n",
         arena.kills.get(),

@@ -12,7 +12,9 @@ use kernel::{
     },
     time::{
         delay::fsleep,
-        Delta, //
+        Delta,
+        Instant,
+        Monotonic, //
     },
 };
 use percpu_ref::{
@@ -25,6 +27,14 @@ use percpu_ref::{
     UniquePercpuRef, //
 };
 use unload_holder::Owned;
+
+#[path = "kthread.rs"]
+mod kthread;
+
+use kthread::{
+    online_cpus,
+    Thread, //
+};
 
 module! {
     type: Owner,
@@ -42,7 +52,23 @@ module! {
         },
         endless: u32 {
             default: 0,
-            description: "1: leave what renews itself for ever, and ask for objects until the end",
+            description: "1: leave what renews itself forever, and ask for objects until the end",
+        },
+        forget: u32 {
+            default: 0,
+            description: "Objects that are never killed",
+        },
+        release_ms: u32 {
+            default: 0,
+            description: "Milliseconds that the release of one object more takes; 0: there is none",
+        },
+        linger_ms: u32 {
+            default: 0,
+            description: "Milliseconds that a thread runs on after it has put the last reference",
+        },
+        late: u32 {
+            default: 0,
+            description: "1: ask for an object and a callback after the library has closed the module",
         },
     },
 }
@@ -50,6 +76,59 @@ module! {
 struct Owner {
     _queue: KVec<PercpuRef<Object>>,
     _held: Option<PercpuRef<Owned>>,
+    _slow: Option<PercpuRef<Slow>>,
+}
+
+/// An object whose release takes its time.
+struct Slow(u32);
+
+impl Counted for Slow {
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        fsleep(Delta::from_millis(i64::from(self.0)));
+        pr_info!("released the slow object\n");
+    }
+}
+
+/// Asks for what must be refused, since the module is closed.
+fn ask_when_closed() {
+    let object = UniquePercpuRef::new(Late, GFP_KERNEL);
+    pr_info!("when closed: {:?}\n", object.err());
+    if let Ok(callback) = RcuBox::new(Once, GFP_KERNEL) {
+        callback.call();
+    }
+}
+
+/// An RCU callback that must not run.
+struct Once;
+
+impl RcuCallback for Once {
+    fn run(_this: RcuBox<Self>) {
+        pr_info!("a callback runs in a closed module\n");
+    }
+}
+
+/// Starts a thread that puts the last reference to an object after the exit function has returned,
+/// and then runs on without sleeping.
+fn linger(ms: u32) -> Result {
+    let object = Object(KBox::new(1, GFP_KERNEL)?);
+    let object = PercpuRef::from(UniquePercpuRef::new(object, GFP_KERNEL)?);
+    let guard = object.try_get().ok_or(ENODEV)?;
+    object.kill();
+    let cpu = online_cpus().last().ok_or(ENODEV)?;
+    let thread = Thread::spawn(cpu, move || {
+        fsleep(Delta::from_millis(500));
+        drop(guard);
+        let start = Instant::<Monotonic>::now();
+        while start.elapsed() < Delta::from_millis(i64::from(ms)) {
+            core::hint::black_box(&start);
+        }
+        pr_info!("has lingered\n");
+    })?;
+    // Its end must not be waited for here.
+    core::mem::forget(thread);
+    Ok(())
 }
 
 /// Its release is code of this module, as its `drop` is.
@@ -144,9 +223,26 @@ impl kernel::Module for Owner {
         if value(module_parameters::endless.value()) != 0 {
             RcuBox::new(Endless, GFP_KERNEL)?.call_hurry();
         }
+        for number in 0..value(module_parameters::forget.value()) {
+            let object = Object(KBox::new(number + 1, GFP_KERNEL)?);
+            let object = PercpuRef::from(UniquePercpuRef::new(object, GFP_KERNEL)?);
+            core::mem::forget(object);
+        }
+        let slow = match value(module_parameters::release_ms.value()) {
+            0 => None,
+            ms => Some(UniquePercpuRef::new(Slow(ms), GFP_KERNEL)?.into()),
+        };
+        match value(module_parameters::linger_ms.value()) {
+            0 => {}
+            ms => linger(ms)?,
+        }
+        if value(module_parameters::late.value()) != 0 {
+            unload_holder::call_when_going(ask_when_closed);
+        }
         Ok(Self {
             _queue: queue,
             _held: held,
+            _slow: slow,
         })
     }
 }

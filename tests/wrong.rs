@@ -7,12 +7,10 @@ use core::mem::forget;
 use kernel::{
     new_mutex,
     prelude::*,
-    sync::{
-        Arc,
-        Mutex, //
-    },
+    sync::Mutex,
 };
 use percpu_ref::{
+    percpu::PreemptGuard,
     rcu,
     Counted,
     PercpuRef,
@@ -34,6 +32,7 @@ module! {
 
 extern "C" {
     fn percpu_ref_test_wrong(bug: c_uint);
+    fn percpu_ref_test_register_notifier();
 }
 
 struct Number(u32);
@@ -44,15 +43,6 @@ impl Counted for Number {}
 struct Sleeping(Pin<KBox<Mutex<u32>>>);
 
 impl Counted for Sleeping {
-    fn release(&self) {
-        *self.0.lock() += 1;
-    }
-}
-
-/// Takes a mutex in its release, with others held.
-struct Nesting(Arc<Mutex<u32>>);
-
-impl Counted for Nesting {
     fn release(&self) {
         *self.0.lock() += 1;
     }
@@ -81,22 +71,30 @@ fn sleep_in_callback() -> Result {
     Ok(())
 }
 
-/// Puts the last reference with `outer` held, whereupon the release takes `inner`; then takes them
-/// the other way round.
-fn lock_inversion() -> Result {
-    let outer = Arc::pin_init(new_mutex!(0), GFP_KERNEL)?;
-    let inner = Arc::pin_init(new_mutex!(0), GFP_KERNEL)?;
-    let object = PercpuRef::from(UniquePercpuRef::new(Nesting(inner.clone()), GFP_KERNEL)?);
-    let guard = object.try_get();
-    object.kill();
-    rcu::barrier();
-    {
-        let _outer = outer.lock();
-        drop(guard);
+/// Registers a module notifier in its release, and unregisters it.
+struct Notifying;
+
+impl Counted for Notifying {
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        // SAFETY: The function takes no arguments, and may sleep here.
+        unsafe { percpu_ref_test_register_notifier() };
     }
-    let _inner = inner.lock();
-    *outer.lock() += 1;
+}
+
+/// Lets such a release run before the module is unloaded, which waits for releases with the chain of
+/// notifiers held.
+fn notifier_in_release() -> Result {
+    PercpuRef::from(UniquePercpuRef::new(Notifying, GFP_KERNEL)?).kill_and_wait();
     Ok(())
+}
+
+/// Disables preemption without a bound.
+fn too_deep() {
+    loop {
+        forget(PreemptGuard::new());
+    }
 }
 
 fn leak() -> Result {
@@ -121,9 +119,10 @@ impl kernel::Module for Wrong {
         match bug {
             10 => use_after_free()?,
             11 => sleep_in_callback()?,
-            12 => lock_inversion()?,
             13 => leak()?,
             14 => overflow()?,
+            15 => notifier_in_release()?,
+            16 => too_deep(),
             // SAFETY: None, as is its purpose.
             _ => unsafe { percpu_ref_test_wrong(bug) },
         }

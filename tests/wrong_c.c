@@ -7,6 +7,8 @@
 #include <linux/cpumask.h>
 #include <linux/jiffies.h>
 #include <linux/list.h>
+#include <linux/module.h>
+#include <linux/notifier.h>
 #include <linux/percpu.h>
 #include <linux/rcupdate.h>
 #include <linux/slab.h>
@@ -27,6 +29,19 @@ static void do_nothing(struct rcu_head *rcu)
 
 static void time_out(struct timer_list *timer)
 {
+}
+
+static int ignore(struct notifier_block *nb, unsigned long event, void *module)
+{
+	return NOTIFY_DONE;
+}
+
+void percpu_ref_test_register_notifier(void)
+{
+	static struct notifier_block block = { .notifier_call = ignore };
+
+	register_module_notifier(&block);
+	unregister_module_notifier(&block);
 }
 
 void percpu_ref_test_wrong(unsigned int bug)
