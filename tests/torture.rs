@@ -95,6 +95,7 @@ static CONFIRMED: Tally = Tally::new();
 static SWITCHES: Tally = Tally::new();
 static SWITCHED: Tally = Tally::new();
 static RESURRECTED: Tally = Tally::new();
+static FREEZES: Tally = Tally::new();
 static RELEASED: Tally = Tally::new();
 static BORN: Tally = Tally::new();
 static DROPPED: Tally = Tally::new();
@@ -210,8 +211,7 @@ impl Counted for Gate {
 struct Stage {
     places: [RcuPercpuRef<Item>; 8],
     gate: PercpuRef<Gate, Reinit>,
-    /// One that stays alive to the end, for those who may not be the last one: a release in a hard
-    /// interrupt wakes waiters, which PREEMPT_RT does not allow there.
+    /// One that stays alive to the end.
     kept: PercpuRef<Gate, Reinit>,
     /// A guard to be dropped by another thread.
     left: Pin<KBox<Mutex<Option<PercpuRefGuard<Item>>>>>,
@@ -270,7 +270,7 @@ impl Stage {
                 fsleep(Delta::from_micros(300));
             }
         }
-        // Somebody may wait for the end of what it is a reference to.
+        // A thread may wait for the end of what it is a reference to.
         let left = self.left.lock().take();
         drop(left);
     }
@@ -289,7 +289,10 @@ impl Stage {
                 continue;
             };
             KILLS.inc();
-            match turn % 5 {
+            if turn & 63 == 0 && self.places[(turn >> 6) & 7].remove() {
+                KILLS.inc();
+            }
+            match turn % 6 {
                 0 => drop(old),
                 1 => expect!(old.kill()),
                 2 => {
@@ -302,6 +305,10 @@ impl Stage {
                     old.wait_released();
                     expect!(old.try_get().is_none() && old.is_zero());
                 }
+                4 => {
+                    let result = old.kill_and_wait_timeout(Delta::from_millis(1));
+                    expect!(result.is_ok() || old.is_dying());
+                }
                 _ => expect!(old.kill_and_wait()),
             }
         }
@@ -312,7 +319,7 @@ impl Stage {
         let mut turn = number;
         while !self.is_over() {
             turn = turn.wrapping_add(1);
-            match turn % 7 {
+            match turn % 8 {
                 0 | 1 => {
                     if self.gate.kill_and_confirm() {
                         KILLS.inc();
@@ -326,6 +333,13 @@ impl Stage {
                 3 => self.gate.switch_to_atomic_sync(),
                 4 => self.gate.switch_to_percpu(),
                 5 => {
+                    let frozen = (self.gate.freeze(), self.gate.freeze());
+                    FREEZES.inc();
+                    expect!(self.gate.is_zero() && self.gate.try_get().is_none());
+                    drop(frozen.0);
+                    expect!(self.gate.is_zero() && self.gate.try_get_live().is_none());
+                }
+                6 => {
                     if self.gate.reinit().is_ok() {
                         RESURRECTED.inc();
                     }
@@ -375,14 +389,12 @@ extern "C" fn rust_percpu_ref_torture_irq(in_hard_irq: bool) {
     if let Some(guard) = stage.kept.try_get() {
         Gate::pass(guard);
     }
-    if !cfg!(CONFIG_PREEMPT_RT) {
-        if let Some(guard) = stage.gate.try_get_live() {
-            Gate::pass(guard);
-        }
-        let section = read_lock();
-        let place = &stage.places[IN_IRQ.get() as usize & 7];
-        expect!(place.try_get(&section).is_none_or(|guard| guard.is_alive()));
+    if let Some(guard) = stage.gate.try_get_live() {
+        Gate::pass(guard);
     }
+    let section = read_lock();
+    let place = &stage.places[IN_IRQ.get() as usize & 7];
+    expect!(place.try_get(&section).is_none_or(|guard| guard.is_alive()));
 }
 
 struct Torture;
@@ -406,11 +418,12 @@ impl kernel::Module for Torture {
             RELEASED.get()
         );
         pr_info!(
-            "torture: {} objects, {} switches, {} resurrections, {} times a CPU offline; \
-             {} errors\n",
+            "torture: {} objects, {} switches, {} resurrections, {} freezes, \
+             {} times a CPU offline; {} errors\n",
             BORN.get(),
             SWITCHED.get(),
             RESURRECTED.get(),
+            FREEZES.get(),
             OFFLINE.get(),
             ERRORS.get()
         );
@@ -488,7 +501,8 @@ fn end(stage: Arc<Stage>) {
         rcu::barrier();
         let value = gate.value();
         expect!(gate.is_zero() && value.inside.load(Acquire) == 0);
-        expect!(value.releases.get() >= 1 && value.releases.get() <= value.confirmed.get());
+        let most = value.confirmed.get() + 2 * FREEZES.get();
+        expect!(value.releases.get() >= 1 && value.releases.get() <= most);
         CONFIRMED.0.fetch_add(value.confirmed.get(), Relaxed);
         SWITCHED.0.fetch_add(value.switched.get(), Relaxed);
     }
