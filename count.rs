@@ -594,9 +594,10 @@ impl Count {
             return;
         }
 
-        // On PREEMPT_RT, `kfree()` and `free_percpu()` take sleeping locks, but this may be a hard
-        // interrupt.
-        if state & PUBLISHED == 0 && !cfg!(CONFIG_PREEMPT_RT) {
+        // This may be a hard interrupt. There, `free_percpu()` must not be called, since it takes a
+        // `spinlock_t`, and on PREEMPT_RT, neither must `kfree()`. The counters of an object that
+        // lives once are free already.
+        if state & (PUBLISHED | REINIT) == 0 && !cfg!(CONFIG_PREEMPT_RT) {
             // SAFETY: The object is dropped and not used.
             unsafe { Self::free(this) };
         } else {
@@ -774,7 +775,8 @@ impl Count {
 }
 
 /// The memory of an object that was dropped, on its way to be freed after a grace period: readers
-/// that found the object by RCU learn from `word` and `atomic` that they came too late.
+/// that found the object by RCU learn from `word` and `atomic` that they came too late, and what
+/// frees memory may not be called where the object was dropped.
 ///
 /// # Invariants
 ///

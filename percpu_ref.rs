@@ -23,8 +23,8 @@
 //!
 //! An unshared reference can be taken back ([`UniquePercpuRef::cancel_init`]). After it was shared,
 //! the only way is forward through this table. The memory is freed when `T` and the [`PercpuRef`]
-//! are dropped; if it was ever in an [`RcuPercpuRef`], a grace period after that. On PREEMPT_RT it is
-//! always freed a grace period later.
+//! are dropped. It is freed a grace period after that if it was ever in an [`RcuPercpuRef`], if the
+//! object may live more than once, and on PREEMPT_RT.
 //!
 //! # More than one life
 //!
@@ -866,8 +866,8 @@ impl<T: Counted> PercpuRef<T, Reinit> {
         self.count().switch_to_percpu();
     }
 
-    /// Brings a reference to life whose count is zero, with a new initial reference. The last
-    /// release may still be running. A frozen reference lives when it is thawed.
+    /// Brings a reference to life whose count is zero, with a new initial reference. The release of
+    /// the last life may still be running, or be about to. A frozen reference lives when it is thawed.
     ///
     /// Fails with `EINVAL` if it was not killed, and with `EBUSY` if there are references; then
     /// nothing is changed.

@@ -120,7 +120,8 @@ pub(super) fn zero_when_closed() -> Result<Outcome> {
             // SAFETY: We are in a thread of our own.
             unsafe { percpu_ref_test_set_fifo() };
             let (modal, events) = modal()?;
-            for round in 0..times(25) {
+            let rounds = times(25);
+            for _ in 0..rounds {
                 check!(modal.kill());
                 modal.switch_to_atomic_sync();
                 check!(modal.is_zero() && modal.references() == Some(0));
@@ -131,8 +132,9 @@ pub(super) fn zero_when_closed() -> Result<Outcome> {
 
                 check!(modal.kill());
                 check!(modal.reinit().is_ok());
-                check!(events.released.get() as usize == 2 * round + 2);
             }
+            check!(modal.kill_and_wait());
+            check!(events.released.get() as usize == 2 * rounds + 1);
             Ok::<_, Error>(())
         })?;
         failed?;
