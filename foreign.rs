@@ -9,6 +9,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    fmt,
     prelude::*,
     types::ForeignOwnable, //
 };
@@ -33,6 +34,12 @@ impl<R> Borrowed<'_, R> {
             reference: ManuallyDrop::new(reference),
             _owner: PhantomData,
         }
+    }
+}
+
+impl<R: fmt::Debug> fmt::Debug for Borrowed<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 

@@ -38,6 +38,7 @@ use kernel::{
     },
     bindings,
     cpu::CpuId,
+    fmt,
     prelude::*,
     types::NotThreadSafe, //
 };
@@ -127,6 +128,12 @@ impl Default for PreemptGuard {
     #[inline]
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl fmt::Debug for PreemptGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PreemptGuard")
     }
 }
 
@@ -338,6 +345,14 @@ impl<T> PerCpu<T> {
     }
 }
 
+impl<T> fmt::Debug for PerCpu<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerCpu")
+            .field("of", &core::any::type_name::<T>())
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T> Drop for PerCpu<T> {
     /// Drops the CPUs' values on the CPU that runs this, and frees the memory.
     ///
@@ -411,7 +426,6 @@ unsafe fn free<T>(ptr: NonNull<c_void>, filled: usize) {
 /// assert_eq!(packets.sum(), 3);
 /// # Ok::<(), Error>(())
 /// ```
-#[doc(alias = "local_t")]
 #[repr(transparent)]
 pub struct Local<I>(UnsafeCell<I>);
 
@@ -429,6 +443,13 @@ impl<I: Integer> Local<I> {
     /// The integer, for who has the only reference, as [`PerCpu::iter_mut`] gives out.
     pub fn get_mut(&mut self) -> &mut I {
         self.0.get_mut()
+    }
+}
+
+impl<I> fmt::Debug for Local<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The integer cannot be reached through a `&Local`.
+        f.debug_struct("Local").finish_non_exhaustive()
     }
 }
 

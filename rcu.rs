@@ -38,6 +38,7 @@ use kernel::{
     alloc::Flags,
     bindings,
     container_of,
+    fmt,
     pr_warn_once,
     prelude::*,
     sync::{
@@ -87,6 +88,12 @@ impl RcuHead {
     pub const fn new() -> Self {
         // `call_rcu()` sets all of it.
         Self(Opaque::uninit())
+    }
+}
+
+impl fmt::Debug for RcuHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RcuHead")
     }
 }
 
@@ -450,6 +457,7 @@ pub trait RcuCallback: Send + Sized + 'static {
 /// old.call();
 /// # Ok::<(), Error>(())
 /// ```
+#[must_use = "if unused, the object is dropped again at once"]
 pub struct RcuBox<T>(Pin<KBox<Node<T>>>);
 
 #[pin_data]
@@ -491,6 +499,12 @@ impl<T> RcuBox<T> {
     /// The object, pinned and mutable.
     pub fn as_pin_mut(&mut self) -> Pin<&mut T> {
         self.0.as_mut().project().value
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for RcuBox<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 
