@@ -93,8 +93,8 @@ impl Counted for Slow {
 
 /// Asks for what must be refused, since the module is closed.
 fn ask_when_closed() {
-    let object = UniquePercpuRef::new(Late, GFP_KERNEL);
-    pr_info!("when closed: {:?}\n", object.err());
+    let error = UniquePercpuRef::new(Late, GFP_KERNEL).err();
+    pr_info!("when closed: {}\n", error.map_or(0, Error::to_errno));
     if let Ok(callback) = RcuBox::new(Once, GFP_KERNEL) {
         callback.call();
     }
