@@ -143,6 +143,56 @@ pub(super) fn zero_when_closed() -> Result<Outcome> {
     Ok(Passed)
 }
 
+/// An object that looks at its own count when a kill is confirmed.
+struct Watcher {
+    own: Atomic<*mut PercpuRef<Watcher, Reinit>>,
+    zero: Counter,
+    held: Counter,
+}
+
+impl Counted for Watcher {
+    fn confirmed(&self) {
+        // SAFETY: `zero_when_confirmed()` keeps it until after the last confirmation.
+        let own = unsafe { &*self.own.load(Acquire) };
+        match own.references() {
+            Some(0) if own.is_zero() && own.try_get().is_none() => self.zero.inc(),
+            Some(1) if !own.is_zero() && own.try_get().is_some() => self.held.inc(),
+            _ => {}
+        }
+        if own.try_get_live().is_some() {
+            self.zero.inc();
+        }
+    }
+}
+
+/// The initial reference, which is put after the confirmation, does not count as one.
+pub(super) fn zero_when_confirmed() -> Result<Outcome> {
+    let watcher = Watcher {
+        own: Atomic::new(core::ptr::null_mut()),
+        zero: Counter::default(),
+        held: Counter::default(),
+    };
+    let own = PercpuRef::from(UniquePercpuRef::new_reinit(watcher, GFP_KERNEL)?);
+    own.value().own.store((&raw const own).cast_mut(), Release);
+    for atomic in [false, true] {
+        for held in [false, true] {
+            if atomic {
+                own.switch_to_atomic_sync();
+            }
+            let guard = held.then(|| own.try_get());
+            check!(own.kill_and_confirm());
+            rcu::barrier();
+            drop(guard);
+            own.wait_released();
+            check!(own.reinit().is_ok());
+        }
+    }
+    check!(own.value().zero.get() == 2 && own.value().held.get() == 2);
+    check!(own.kill_and_wait());
+    rcu::barrier();
+    Ok(Passed)
+}
+
 /// An object whose release waits for the release of another one of the same type.
 struct Generation {
     child: Option<PercpuRef<Generation>>,
@@ -210,6 +260,8 @@ pub(super) fn waits_end() -> Result<Outcome> {
             killed.store(2, Release);
         }
     })?;
+    // If this fails, the guard is dropped before the thread is waited for.
+    let guard = guard;
     wait_for(|| step.load(Acquire) == 1)?;
     fsleep(Delta::from_millis(10));
     check!(step.load(Acquire) == 1);
@@ -223,9 +275,10 @@ pub(super) fn waits_end() -> Result<Outcome> {
             let _ = there.wait_released_timeout(Delta::from_secs(3600));
         })?
     };
-    check!(events.released.get() == 0);
+    let released = events.released.get();
     drop(guard);
     drop(waiter);
+    check!(released == 0);
     check!(thing.wait_released_timeout(Delta::from_millis(0)) == Ok(()));
     check!(thing.kill_and_wait_killable() == Ok(()));
     drop(thing);
@@ -310,10 +363,11 @@ pub(super) fn freeze_against_kill() -> Result<Outcome> {
     let there = gate.clone();
     let freezer = Thread::spawn(cpu, move || drop(there.freeze()))?;
     fsleep(Delta::from_millis(5));
-    check!(gate.resurrect().is_ok());
+    let resurrected = gate.resurrect();
     // The freezer may not have begun; then the reference still lives.
     drop(guard);
     drop(freezer);
+    check!(resurrected.is_ok());
     check!(!gate.is_dying() && gate.try_get_live().is_some());
     let frozen = gate.freeze();
     check!(gate.kill() && gate.resurrect().is_ok() && gate.is_dying());
@@ -419,10 +473,10 @@ pub(super) fn second_remover_waits() -> Result<Outcome> {
             removers.push(remover, GFP_KERNEL)?;
         }
         fsleep(Delta::from_millis(50));
-        check!(early.get() == 0 && request.is_alive());
+        let held = early.get() == 0 && request.is_alive();
         drop(request);
         drop(removers);
-        check!(early.get() == 0 && removed.get() == 1);
+        check!(held && early.get() == 0 && removed.get() == 1);
         // There is nothing to be removed, and nothing to wait for.
         check!(!place.remove());
         check_end(&events, 0, 1)?;
