@@ -726,7 +726,7 @@ fn preempt_guards_have_a_bound() -> Result<Outcome> {
     // SAFETY: Has no requirements.
     let before = unsafe { percpu_ref_test_preempt_count() } as usize;
 
-    while guards.len() < guards.capacity() {
+    for _ in 0..=most {
         let Some(guard) = PreemptGuard::try_new() else {
             break;
         };
