@@ -14,9 +14,9 @@
 //! atomic alone might pass zero at any time; [`BIAS`] keeps it away from there.
 //!
 //! The bias does a second thing. It stays in until the reference is dying *and* the counters are
-//! added, and [`Count::try_get_live`] succeeds in atomic mode as long as it finds it. Taking it out is
-//! therefore one atomic operation after which no such call succeeds: the reference is *closed*, and
-//! the count can fall to zero. [`Count::resurrect`] puts the bias in again.
+//! added, and [`Count::try_get_live`] succeeds in atomic mode as long as it finds it. Taking it out
+//! is therefore one atomic operation after which no such call succeeds: the reference is *closed*,
+//! and the count can fall to zero. [`Count::resurrect`] puts the bias in again.
 //!
 //! How the modes follow each other is in `switch.rs`, the arithmetic of the atomic in `value.rs`.
 //!
@@ -182,8 +182,8 @@ pub(crate) enum Start {
 /// - *unshared*, from [`Count::new`] on: one owner, which may drop it;
 /// - *live*, in per-CPU mode or in atomic mode;
 /// - *dying*, from [`Count::kill`] or [`Count::freeze`] on: [`DEAD`] is set;
-/// - *closed*: the counters are added to the atomic and the bias is out. The thread or callback that
-///   closed it goes on to put the initial reference;
+/// - *closed*: the counters are added to the atomic and the bias is out. The thread or callback
+///   that closed it goes on to put the initial reference;
 /// - *zero*: there are no references. The object is then *released*: it is told so.
 ///
 /// # Invariants
@@ -280,8 +280,9 @@ impl Count {
     unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
         let ptr = ptr::with_exposed_provenance_mut(word & !ATOMIC);
 
-        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The counters
-        // are freed a grace period after `ATOMIC` was set, or when no other thread has the count.
+        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The
+        // counters are freed a grace period after `ATOMIC` was set, or when no other thread has the
+        // count.
         ManuallyDrop::new(unsafe { PerCpu::from_raw(NonNull::new_unchecked(ptr)) })
     }
 
@@ -327,8 +328,8 @@ impl Count {
         unsafe { (*this.as_ptr()).class }
     }
 
-    /// Applies `local` to the counters and returns `true` in per-CPU mode. Returns `false` in atomic
-    /// mode.
+    /// Applies `local` to the counters and returns `true` in per-CPU mode. Returns `false` in
+    /// atomic mode.
     ///
     /// The count may be gone when this returns: another task can run when preemption is enabled
     /// again.
@@ -346,8 +347,8 @@ impl Count {
 
         // `Relaxed`: the counters are zero before the word lacks `ATOMIC`, and their address
         // depends on it (see `switch_to_percpu()`). A CPU that does not see `ATOMIC` yet is inside
-        // the critical section entered above, so the grace period that starts after `ATOMIC` was set
-        // waits for it.
+        // the critical section entered above, so the grace period that starts after `ATOMIC` was
+        // set waits for it.
         let word = read_once(word);
         if word & ATOMIC == 0 {
             // SAFETY: `ATOMIC` is not set, and we are in a read-side critical section.
@@ -390,16 +391,14 @@ impl Count {
     /// Adds `n` references unless the count is zero, or they are too many.
     #[inline(always)]
     pub(crate) fn try_get(&self, n: usize) -> bool {
-        (n <= MAX_LOCAL
-            && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
+        (n <= MAX_LOCAL && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
             || self.try_get_atomic(n, false)
     }
 
     /// Adds `n` references unless the reference is dying, or they are too many.
     #[inline(always)]
     pub(crate) fn try_get_live(&self, n: usize) -> bool {
-        (n <= MAX_LOCAL
-            && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
+        (n <= MAX_LOCAL && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
             || (!self.is_dying() && self.try_get_atomic(n, true))
     }
 
@@ -514,8 +513,7 @@ impl Count {
     pub(crate) unsafe fn run_release(link: NonNull<Link>) {
         // SAFETY: By the safety requirements of this function, `link` is the field of a count. The
         // address of a count is not null.
-        let this =
-            unsafe { NonNull::new_unchecked(container_of!(link.as_ptr(), Count, link)) };
+        let this = unsafe { NonNull::new_unchecked(container_of!(link.as_ptr(), Count, link)) };
 
         // SAFETY: The life that ends keeps the memory.
         let running = unsafe { Self::class_of(this) }.enter();
@@ -554,7 +552,8 @@ impl Count {
         unsafe { Self::drop_hold(this, LIFE, leaked) };
     }
 
-    /// Takes a hold away, and frees the object if it was the last one. Sets the flags `with` besides.
+    /// Takes a hold away, and frees the object if it was the last one. Sets the flags `with`
+    /// besides.
     ///
     /// # Safety
     ///
@@ -842,8 +841,8 @@ fn update(atomic: &Atomic<u64>, new: impl Fn(u64) -> u64) -> u64 {
     old
 }
 
-/// Changes a state to what `new` makes of it, unless that is `None`. Returns what it was, as `Ok` if
-/// it was changed, and else as `Err`.
+/// Changes a state to what `new` makes of it, unless that is `None`. Returns what it was, as `Ok`
+/// if it was changed, and else as `Err`.
 ///
 /// `Full` if it was changed, for the sake of all callers.
 fn change(state: &Atomic<u64>, new: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {

@@ -13,7 +13,8 @@ use crate::{
     Inner, //
 };
 
-/// Keeps a [`Reinit`](crate::Reinit) reference frozen: there are no references, and none can be had.
+/// Keeps a [`Reinit`](crate::Reinit) reference frozen: there are no references, and none can be
+/// had.
 ///
 /// Guards nest: the reference lives again when the last one is dropped. A guard can be kept, and
 /// dropped on another thread, also after the [`PercpuRef`](crate::PercpuRef) was dropped. If it is
@@ -60,8 +61,8 @@ impl<T: Counted> Frozen<T> {
     ///
     /// # Safety
     ///
-    /// `inner` must be a shared object that was made to live more than once, and the caller must have
-    /// its handle.
+    /// `inner` must be a shared object that was made to live more than once, and the caller must
+    /// have its handle.
     pub(crate) unsafe fn new(inner: NonNull<Inner<T>>) -> Self {
         // SAFETY: By the safety requirements of this function, the caller has the handle.
         unsafe { Count::freeze(inner.cast()) };
@@ -93,8 +94,8 @@ impl<T: Counted> Drop for Frozen<T> {
     /// May sleep, so must be called from process context.
     #[doc(alias("blk_mq_unfreeze_queue", "percpu_ref_resurrect"))]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, `freeze()` was called for this guard. The object is not used
-        // after this.
+        // SAFETY: By the type invariant, `freeze()` was called for this guard. The object is not
+        // used after this.
         unsafe { Count::thaw(self.inner.cast()) };
     }
 }

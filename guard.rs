@@ -35,8 +35,8 @@ pub struct PercpuRefGuard<T: Counted> {
     inner: NonNull<Inner<T>>,
 }
 
-// SAFETY: A guard is a `&T`, for which `T` is `Sync` by `Counted`, and may drop the object, for which
-// `T` is `Send`. References may be put on any thread.
+// SAFETY: A guard is a `&T`, for which `T` is `Sync` by `Counted`, and may drop the object, for
+// which `T` is `Send`. References may be put on any thread.
 unsafe impl<T: Counted> Send for PercpuRefGuard<T> {}
 
 // SAFETY: Through a `&PercpuRefGuard` one gets a `&T` and more guards, which are `Send`.
@@ -142,12 +142,13 @@ impl<T: Counted> fmt::Debug for PercpuRefGuard<T> {
 /// Any number of references to one counted object.
 ///
 /// They can be taken out one by one, split and merged, all without touching the count. A batch may
-/// also become empty. An empty batch belongs to no object, and can be filled with references to any.
+/// also become empty. An empty batch belongs to no object, and can be filled with references to
+/// any.
 ///
 /// # Invariants
 ///
-/// Owns `len` references that are counted in `inner`, if `len` is not zero. If it is zero, `inner` is
-/// not used.
+/// Owns `len` references that are counted in `inner`, if `len` is not zero. If it is zero, `inner`
+/// is not used.
 ///
 /// # Examples
 ///

@@ -43,11 +43,12 @@ use crate::{
 
 /// A place for a [`PercpuRef`] where readers find it without a lock, and writers replace it.
 ///
-/// A reader inside an RCU read-side critical section may find an object that has just been replaced.
-/// It gets a reference as long as [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`] on that object
-/// succeeds, so after a [`replace`](Self::replace) the owner of the old object should kill it. If the
-/// object was released already, the reader gets no reference; the memory that it learns this from is
-/// freed only after a grace period, even if the object was taken out long before its end.
+/// A reader inside an RCU read-side critical section may find an object that has just been
+/// replaced. It gets a reference as long as [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`]
+/// on that object succeeds, so after a [`replace`](Self::replace) the owner of the old object
+/// should kill it. If the object was released already, the reader gets no reference; the memory
+/// that it learns this from is freed only after a grace period, even if the object was taken out
+/// long before its end.
 ///
 /// # Invariants
 ///
@@ -91,8 +92,8 @@ pub struct RcuPercpuRef<T: Counted, K: Kind = Once> {
 // on any thread.
 unsafe impl<T: Counted, K: Kind> Send for RcuPercpuRef<T, K> {}
 
-// SAFETY: It gives out and takes in a `PercpuRef<T, K>`, which is `Send` and `Sync`, and all that is
-// done by `&self` is atomic.
+// SAFETY: It gives out and takes in a `PercpuRef<T, K>`, which is `Send` and `Sync`, and all that
+// is done by `&self` is atomic.
 unsafe impl<T: Counted, K: Kind> Sync for RcuPercpuRef<T, K> {}
 
 impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
@@ -121,7 +122,8 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
             .then(|| unsafe { PercpuRefGuard::new(inner) })
     }
 
-    /// Tries to get `n` references to the object in this place, as [`PercpuRef::try_get_many`] does.
+    /// Tries to get `n` references to the object in this place, as [`PercpuRef::try_get_many`]
+    /// does.
     ///
     /// # Context
     ///
@@ -224,10 +226,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         }
     }
 
-    /// Puts another reference, or none, into this place if it still has the object that `current` is
-    /// a reference to. Returns what was there, or gives back `new` if that was something else.
+    /// Puts another reference, or none, into this place if it still has the object that `current`
+    /// is a reference to. Returns what was there, or gives back `new` if that was something else.
     ///
-    /// Because `current` keeps the object alive, a new object at the same address is not taken for it.
+    /// Because `current` keeps the object alive, a new object at the same address is not taken for
+    /// it.
     ///
     /// # Context
     ///
@@ -253,9 +256,9 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// Takes the object out of this place, kills it, and waits for its release. Returns `true` if
     /// this call took it out.
     ///
-    /// If the place is empty because another call of this has taken the object out, waits until that
-    /// call has seen the release. So whichever thread removes first, no request to the object is
-    /// under way when this returns to any of them.
+    /// If the place is empty because another call of this has taken the object out, waits until
+    /// that call has seen the release. So whichever thread removes first, no request to the object
+    /// is under way when this returns to any of them.
     ///
     /// The wait is that of [`PercpuRef::wait_released`].
     ///

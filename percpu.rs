@@ -60,9 +60,9 @@ extern "C" {
 
 /// Keeps the current task on its CPU, and that CPU from running another task.
 ///
-/// Guards nest, up to a bound: see [`PreemptGuard::try_new`]. While one exists, code must not sleep.
-/// RCU takes the region for a read-side critical section: no grace period that begins in it ends
-/// before it (`Documentation/RCU/whatisRCU.rst`; since 5.1 that holds for `call_rcu()`, too).
+/// Guards nest, up to a bound: see [`PreemptGuard::try_new`]. While one exists, code must not
+/// sleep. RCU takes the region for a read-side critical section: no grace period that begins in it
+/// ends before it (`Documentation/RCU/whatisRCU.rst`; since 5.1 that holds for `call_rcu()`, too).
 ///
 /// It is not `Send`, since it belongs to the CPU that took it.
 ///
@@ -75,9 +75,9 @@ pub struct PreemptGuard(NotThreadSafe);
 impl PreemptGuard {
     /// The largest depth to which safe code can disable preemption.
     ///
-    /// The kernel's own limit is 255 (`PREEMPT_MASK` in include/linux/preempt.h). Beyond it the count
-    /// carries over into that of softirqs, and at a multiple of 65,536, where both are 0, RCU's tick
-    /// takes the region for a quiescent state (`rcu_flavor_sched_clock_irq()` in
+    /// The kernel's own limit is 255 (`PREEMPT_MASK` in include/linux/preempt.h). Beyond it the
+    /// count carries over into that of softirqs, and at a multiple of 65,536, where both are 0,
+    /// RCU's tick takes the region for a quiescent state (`rcu_flavor_sched_clock_irq()` in
     /// kernel/rcu/tree_plugin.h). What the kernel and this library add on top is far less than the
     /// difference.
     pub const MAX_DEPTH: u32 = 64;
@@ -115,7 +115,8 @@ impl PreemptGuard {
         (depth < Self::MAX_DEPTH).then(Self::nested)
     }
 
-    /// Disables preemption, for this library's own regions. They do not nest, so they need no bound.
+    /// Disables preemption, for this library's own regions. They do not nest, so they need no
+    /// bound.
     #[inline(always)]
     pub(crate) fn nested() -> Self {
         inline::preempt_disable();

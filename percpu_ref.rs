@@ -4,9 +4,9 @@
 //!
 //! A reference count that many CPUs use at once is a cache line that they fight over. Here each CPU
 //! counts in memory of its own, so that taking and dropping a reference costs the same on one CPU
-//! as on all of them. The price is that the count is not seen to fall to zero until the reference is
-//! *killed*: then, after an RCU grace period, the CPUs' counts are added up and the count becomes
-//! an ordinary atomic one, which reaches zero when the last reference is dropped.
+//! as on all of them. The price is that the count is not seen to fall to zero until the reference
+//! is *killed*: then, after an RCU grace period, the CPUs' counts are added up and the count
+//! becomes an ordinary atomic one, which reaches zero when the last reference is dropped.
 //!
 //! This suits objects that live long, are used all the time and are shut down once: a request
 //! queue, a device, a control group. For objects that come and go, use [`Arc`].
@@ -16,9 +16,9 @@
 //! | state | by | [`try_get`] | [`try_get_live`] | last [`PercpuRefGuard`] dropped |
 //! |---|---|---|---|---|
 //! | unshared | [`UniquePercpuRef::new`] | does not exist | does not exist | does not exist |
-//! | live | [`PercpuRef::from`] | succeeds | succeeds | not noticed: the initial reference remains |
-//! | dying | [`kill`], or drop of [`PercpuRef`] | succeeds | fails, at the latest when closed | not noticed |
-//! | closed | a grace period | succeeds until zero | fails | [`Counted::release`], then `T` is dropped |
+//! | live | [`PercpuRef::from`] | succeeds | succeeds | not noticed |
+//! | dying | [`kill`], or drop of [`PercpuRef`] | succeeds | fails when seen | not noticed |
+//! | closed | a grace period | succeeds | fails | [`Counted::release`], `T` is dropped |
 //! | zero | last reference dropped | fails | fails | there is none |
 //!
 //! An unshared reference can be taken back ([`UniquePercpuRef::cancel_init`]). After it was shared,
@@ -28,11 +28,11 @@
 //!
 //! # More than one life
 //!
-//! A [`PercpuRef<T, Reinit>`](Reinit) can be brought back to life ([`resurrect`], [`reinit`]), can be
-//! frozen and thawed ([`freeze`]), and can be told to count in an atomic variable while it lives
-//! ([`switch_to_atomic`]), for an object that may be gone again soon: a kill in atomic mode needs no
-//! grace period. Its object is there as long as the [`PercpuRef`] is; the release says only that a
-//! life is over.
+//! A [`PercpuRef<T, Reinit>`](Reinit) can be brought back to life ([`resurrect`], [`reinit`]), can
+//! be frozen and thawed ([`freeze`]), and can be told to count in an atomic variable while it lives
+//! ([`switch_to_atomic`]), for an object that may be gone again soon: a kill in atomic mode needs
+//! no grace period. Its object is there as long as the [`PercpuRef`] is; the release says only that
+//! a life is over.
 //!
 //! | state | [`kill`] | [`switch_to_atomic`] | [`switch_to_percpu`] | [`resurrect`] |
 //! |---|---|---|---|---|
@@ -44,8 +44,8 @@
 //! | frozen | dead when thawed | next life | next life | `EINVAL`, or if killed, lives when thawed |
 //!
 //! *Next life* means that the reference will count in that mode when it lives again. Unless it was
-//! told to switch to atomic mode, it then counts by CPU. *Closed* is what the confirmation of a kill
-//! confirms: no [`try_get_live`] succeeds any more.
+//! told to switch to atomic mode, it then counts by CPU. *Closed* is what the confirmation of a
+//! kill confirms: no [`try_get_live`] succeeds any more.
 //!
 //! # Unloading
 //!
@@ -58,19 +58,19 @@
 //! That is all that the library waits for. **A module must still stop whatever runs its code**
 //! before its exit function returns, as without this library: flush its work items, delete its
 //! timers, stop its threads, unregister its callbacks. In particular, the wait ends at the release,
-//! and not when the function that dropped the last guard is done with other things: a work item that
-//! goes on to sleep after `drop(guard)` runs in freed memory. `samples/percpu_ref_sample.rs` shows
-//! how to do it.
+//! and not when the function that dropped the last guard is done with other things: a work item
+//! that goes on to sleep after `drop(guard)` runs in freed memory. `samples/percpu_ref_sample.rs`
+//! shows how to do it.
 //!
 //! The wait has a bound. After `unload_timeout` seconds (a parameter of the library) the objects
 //! that still have references are given up: they stay in memory, and nothing of the module is
 //! called for them. A release that is running already is waited for until it returns.
 //!
-//! No type can tell two things, as with [`Arc`]. If an object that was given up has a pointer to the
-//! module's code or constants in it (a `fn`, a `&'static str`, a `dyn` object), its holder must not
-//! use that any more; so a module that gives guards to other modules must get them back in time.
-//! And the module that makes an object is the one that calls [`UniquePercpuRef::new`]: code of
-//! other modules that the object points to is not kept by it.
+//! No type can tell two things, as with [`Arc`]. If an object that was given up has a pointer to
+//! the module's code or constants in it (a `fn`, a `&'static str`, a `dyn` object), its holder must
+//! not use that any more; so a module that gives guards to other modules must get them back in
+//! time. And the module that makes an object is the one that calls [`UniquePercpuRef::new`]: code
+//! of other modules that the object points to is not kept by it.
 //!
 //! # Examples
 //!
@@ -205,14 +205,15 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// Whether [`release`](Self::release) and the object's `Drop` may sleep. They then run in
     /// process context, in a kernel thread of the library's.
     ///
-    /// Each such release has a thread, so it may wait for the release of other objects, of this type
-    /// as well. Memory reclaim must not wait for it, since the thread needs memory.
+    /// Each such release has a thread, so it may wait for the release of other objects, of this
+    /// type as well. Memory reclaim must not wait for it, since the thread needs memory.
     ///
     /// While the module of the object is being unloaded, the kernel's chain of module notifiers is
     /// held until the release returns. So a release that may run then must not register or
     /// unregister a module notifier, and must not wait for a module to be loaded or unloaded: that
-    /// deadlocks, and all loading and unloading of modules with it. lockdep reports it. The remedy is
-    /// to call [`PercpuRef::kill_and_wait`] in the module's exit function, where nothing is held.
+    /// deadlocks, and all loading and unloading of modules with it. lockdep reports it. The remedy
+    /// is to call [`PercpuRef::kill_and_wait`] in the module's exit function, where nothing is
+    /// held.
     ///
     /// Not for [`Reinit`] references: the object might live again before the release is told of its
     /// end.
@@ -241,17 +242,17 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// is resurrected. Called once for each [`PercpuRef::kill_and_confirm`] that returned `true`,
     /// before the release.
     ///
-    /// References that were got before may still be held, and [`PercpuRef::try_get`] succeeds as long
-    /// as there is one.
+    /// References that were got before may still be held, and [`PercpuRef::try_get`] succeeds as
+    /// long as there is one.
     ///
     /// Not called if the module that made the object is gone by then.
     ///
     /// # Context
     ///
-    /// Called from softirq or a kernel thread of RCU's with bottom halves disabled; for a [`Reinit`]
-    /// reference also from [`PercpuRef::kill_and_confirm`] or another operation on the reference.
-    /// Must not sleep. Must not switch, freeze or resurrect this reference, since those wait for the
-    /// confirmation.
+    /// Called from softirq or a kernel thread of RCU's with bottom halves disabled; for a
+    /// [`Reinit`] reference also from [`PercpuRef::kill_and_confirm`] or another operation on the
+    /// reference. Must not sleep. Must not switch, freeze or resurrect this reference, since those
+    /// wait for the confirmation.
     #[doc(alias = "confirm_kill")]
     fn confirmed(&self) {}
 
@@ -353,9 +354,9 @@ impl<T: Counted> Inner<T> {
 
 /// A counted object that is not shared yet.
 ///
-/// It can be changed, and it can be taken back: when this is dropped, the object is dropped without a
-/// call to [`Counted::release`], and its memory is free on return. Made into a [`PercpuRef`] it can be
-/// shared.
+/// It can be changed, and it can be taken back: when this is dropped, the object is dropped without
+/// a call to [`Counted::release`], and its memory is free on return. Made into a [`PercpuRef`] it
+/// can be shared.
 #[doc(alias = "percpu_ref")]
 #[must_use = "if unused, the object is dropped again at once"]
 pub struct UniquePercpuRef<T: Counted, K: Kind = Once>(
@@ -367,8 +368,8 @@ impl<T: Counted> UniquePercpuRef<T> {
     /// Allocates an object and a count of one, in per-CPU mode.
     ///
     /// Fails with `ENOMEM`, or with the error of `value`; then nothing is left behind. Fails with
-    /// `ENODEV` in code of a module that was unloaded up to the point where its memory is about to be
-    /// freed, and in code that is built in and runs before the library is initialised
+    /// `ENODEV` in code of a module that was unloaded up to the point where its memory is about to
+    /// be freed, and in code that is built in and runs before the library is initialised
     /// (`device_initcall`).
     ///
     /// # Context
@@ -444,8 +445,8 @@ impl<T: Counted, K: Kind> UniquePercpuRef<T, K> {
     /// Undoes [`UniquePercpuRef::new`], as dropping it does.
     ///
     /// The object is dropped, [`Counted::release`] is not called, and the memory is free on return.
-    /// If the object has a `Drop` and the module that made it is gone, it is leaked. This is for error
-    /// paths between the allocation of the object and its first use.
+    /// If the object has a `Drop` and the module that made it is gone, it is leaked. This is for
+    /// error paths between the allocation of the object and its first use.
     ///
     /// # Context
     ///
@@ -574,9 +575,9 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// released or about to be.
     ///
     /// A kill does not make this fail, nor does its confirmation, as long as there are references:
-    /// use [`try_get_live`](Self::try_get_live) to begin something new, and this to get at something
-    /// that was begun. Also fails if there were ever more than 2^60 references, so that the object is
-    /// leaked.
+    /// use [`try_get_live`](Self::try_get_live) to begin something new, and this to get at
+    /// something that was begun. Also fails if there were ever more than 2^60 references, so that
+    /// the object is leaked.
     ///
     /// Orders no other memory access.
     ///
@@ -594,8 +595,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         Some(unsafe { PercpuRefGuard::new(self.inner) })
     }
 
-    /// Tries to get `n` references at once. Fails as [`try_get`](Self::try_get) does, and if the sum
-    /// were more than 2^60 references.
+    /// Tries to get `n` references at once. Fails as [`try_get`](Self::try_get) does, and if the
+    /// sum were more than 2^60 references.
     #[doc(alias = "percpu_ref_tryget_many")]
     #[inline(always)]
     #[must_use = "if unused, the references are put again at once"]
@@ -610,8 +611,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// Tries to get a reference. Fails if the reference was killed or is frozen.
     ///
     /// Another CPU may take a moment to see the kill. After the confirmation
-    /// ([`Counted::confirmed`]), and after [`freeze`](PercpuRef::freeze) has returned, this fails for
-    /// certain.
+    /// ([`Counted::confirmed`]), and after [`freeze`](PercpuRef::freeze) has returned, this fails
+    /// for certain.
     ///
     /// Orders no other memory access.
     ///
@@ -629,9 +630,9 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         Some(unsafe { PercpuRefGuard::new(self.inner) })
     }
 
-    /// Tries to get a reference as [`try_get_live`](Self::try_get_live) does, for code ported from C
-    /// that is inside an RCU read-side critical section. In C this saves another critical section.
-    /// Here that is inlined and cheap.
+    /// Tries to get a reference as [`try_get_live`](Self::try_get_live) does, for code ported from
+    /// C that is inside an RCU read-side critical section. In C this saves another critical
+    /// section. Here that is inlined and cheap.
     #[doc(alias = "percpu_ref_tryget_live_rcu")]
     #[inline(always)]
     #[must_use = "if unused, the reference is put again at once"]
@@ -639,8 +640,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         self.try_get_live()
     }
 
-    /// Begins the end of the object: after a grace period [`try_get_live`](Self::try_get_live) fails
-    /// on all CPUs, and when all references are gone, the object is released.
+    /// Begins the end of the object: after a grace period [`try_get_live`](Self::try_get_live)
+    /// fails on all CPUs, and when all references are gone, the object is released.
     ///
     /// In atomic mode there is no grace period to wait for. Then all of this happens in here,
     /// including the release if there are no other references. The same is possible at the end of a
@@ -661,9 +662,9 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         self.kill_or_warn(false)
     }
 
-    /// Kills the reference as [`kill`](Self::kill) does, and has [`Counted::confirmed`] called, once,
-    /// when no [`try_get_live`](Self::try_get_live) on any CPU will succeed any more, and before the
-    /// release.
+    /// Kills the reference as [`kill`](Self::kill) does, and has [`Counted::confirmed`] called,
+    /// once, when no [`try_get_live`](Self::try_get_live) on any CPU will succeed any more, and
+    /// before the release.
     ///
     /// If this returns `false`, the confirmation is not called.
     ///
@@ -753,8 +754,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     }
 
     /// Returns the number of references, not including the initial one, if it is known: in atomic
-    /// mode, and when the reference is closed. In per-CPU mode and during a switch it is `None`, since
-    /// only the sum of all counters would tell.
+    /// mode, and when the reference is closed. In per-CPU mode and during a switch it is `None`,
+    /// since only the sum of all counters would tell.
     ///
     /// The answer may be old at once.
     ///
@@ -797,15 +798,15 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         let _ = self.count().wait_released(Until::Done, None);
     }
 
-    /// Waits as [`wait_released`](Self::wait_released) does, but for `timeout` at most, and then fails
-    /// with `ETIMEDOUT`.
+    /// Waits as [`wait_released`](Self::wait_released) does, but for `timeout` at most, and then
+    /// fails with `ETIMEDOUT`.
     #[doc(alias = "wait_for_completion_timeout")]
     pub fn wait_released_timeout(&self, timeout: Delta) -> Result {
         self.count().wait_released(Until::Done, Some(timeout))
     }
 
-    /// Waits as [`wait_released`](Self::wait_released) does, but fails with `EINTR` if the task gets a
-    /// fatal signal.
+    /// Waits as [`wait_released`](Self::wait_released) does, but fails with `EINTR` if the task
+    /// gets a fatal signal.
     #[doc(alias = "wait_for_completion_killable")]
     pub fn wait_released_killable(&self) -> Result {
         self.count().wait_released(Until::Killed, None)
@@ -867,7 +868,8 @@ impl<T: Counted> PercpuRef<T, Reinit> {
     }
 
     /// Brings a reference to life whose count is zero, with a new initial reference. The release of
-    /// the last life may still be running, or be about to. A frozen reference lives when it is thawed.
+    /// the last life may still be running, or be about to. A frozen reference lives when it is
+    /// thawed.
     ///
     /// Fails with `EINVAL` if it was not killed, and with `EBUSY` if there are references; then
     /// nothing is changed.
@@ -923,14 +925,14 @@ impl<T: Counted, K: Kind> Drop for PercpuRef<T, K> {
     ///
     /// # Context
     ///
-    /// Can be called from any context except NMI for an object that lives [`Once`]. For a [`Reinit`]
-    /// one, from any that [`Counted::release`] and the object's `Drop` may run in, since both may be
-    /// called in here if there are no references.
+    /// Can be called from any context except NMI for an object that lives [`Once`]. For a
+    /// [`Reinit`] one, from any that [`Counted::release`] and the object's `Drop` may run in, since
+    /// both may be called in here if there are no references.
     #[doc(alias = "percpu_ref_exit")]
     fn drop(&mut self) {
         self.kill_quietly(false);
-        // SAFETY: By the type invariant, this is a shared object, and `self` its handle, which is not
-        // used after this.
+        // SAFETY: By the type invariant, this is a shared object, and `self` its handle, which is
+        // not used after this.
         unsafe { Count::drop_handle(self.inner.cast()) };
     }
 }

@@ -452,7 +452,6 @@ impl Thing {
     fn is_alive(&self) -> bool {
         self.canary.load(Relaxed) == ALIVE
     }
-
 }
 
 impl Counted for Thing {
@@ -1176,8 +1175,9 @@ fn confirm_after_grace_period() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// `try_get` succeeds after the kill and after the confirmation, as long as there is a reference, and
-/// never after that. `try_get_live` fails on the CPU that killed, and after the confirmation on all.
+/// `try_get` succeeds after the kill and after the confirmation, as long as there is a reference,
+/// and never after that. `try_get_live` fails on the CPU that killed, and after the confirmation on
+/// all.
 fn try_get_until_zero() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let thing = Arc::new(thing, GFP_KERNEL)?;

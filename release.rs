@@ -106,8 +106,8 @@ pub(crate) fn is_ready() -> bool {
     !QUEUE.load(Acquire).is_null()
 }
 
-/// Hands a release to a thread, which calls [`Count::run_release`](crate::count::Count::run_release)
-/// with `link`.
+/// Hands a release to a thread, which calls
+/// [`Count::run_release`](crate::count::Count::run_release) with `link`.
 ///
 /// # Context
 ///

@@ -23,10 +23,11 @@
 //! ordered, so of two threads that go in opposite directions, at least one sees what the other has
 //! done, and the last state wins.
 //!
-//! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`] says
-//! that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive. [`REVIVING`] says
-//! that a thread has made the state alive and has not cleared [`DEAD`] yet. A killer that finds it
-//! leaves the rest to that thread. A freezer needs neither: it keeps the state dead by itself.
+//! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`]
+//! says that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive.
+//! [`REVIVING`] says that a thread has made the state alive and has not cleared [`DEAD`] yet. A
+//! killer that finds it leaves the rest to that thread. A freezer needs neither: it keeps the state
+//! dead by itself.
 //!
 //! # The end of a transition
 //!
@@ -171,8 +172,8 @@ impl Count {
         }
     }
 
-    /// Sets [`DEAD`], clears `killing` in the state, and lets this life end. Returns `false` and does
-    /// nothing if [`DEAD`] is set already.
+    /// Sets [`DEAD`], clears `killing` in the state, and lets this life end. Returns `false` and
+    /// does nothing if [`DEAD`] is set already.
     ///
     /// # Safety
     ///
@@ -299,17 +300,18 @@ impl Count {
         }
     }
 
-    /// Ends a transition: sets the word to `word` without [`BUSY`]. Does not wake up the threads that
-    /// wait for it.
+    /// Ends a transition: sets the word to `word` without [`BUSY`]. Does not wake up the threads
+    /// that wait for it.
     ///
     /// # Safety
     ///
-    /// `this` must be the beginning of an object that is not dropped before this returns. The caller
-    /// must own [`BUSY`], and gives it up. If `word` has [`DEAD`], the reference must be closed.
+    /// `this` must be the beginning of an object that is not dropped before this returns. The
+    /// caller must own [`BUSY`], and gives it up. If `word` has [`DEAD`], the reference must be
+    /// closed.
     unsafe fn set_idle(this: NonNull<Self>, word: usize) {
-        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by it
-        // that the mode is another. It also pairs with `kill()`: either that sees the flag cleared,
-        // or we see here that a confirmation is owed.
+        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by
+        // it that the mode is another. It also pairs with `kill()`: either that sees the flag
+        // cleared, or we see here that a confirmation is owed.
         //
         // SAFETY: By the safety requirements of this function, the object is there.
         unsafe { Self::word_of(this) }.xchg(word & !BUSY, Full);
@@ -324,8 +326,8 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// `this` must be the beginning of an object that is alive. The caller must own [`BUSY`] and what
-    /// a killer may have left to it, and gives both up.
+    /// `this` must be the beginning of an object that is alive. The caller must own [`BUSY`] and
+    /// what a killer may have left to it, and gives both up.
     unsafe fn finish(this: NonNull<Self>, closing: bool) {
         if closing {
             // SAFETY: The killer left the initial reference to us.
@@ -362,9 +364,9 @@ impl Count {
     ///
     /// Must be called for [`REINIT`] counts.
     fn wait_idle(&self) -> usize {
-        // `Acquire` pairs with the `Full` of `set_idle()` and `finish()`, and with that of the put in
-        // `close()`. A word that is idle was so before or after any `close()` that the atomic tells
-        // of, so in this order the end of a transition is not missed.
+        // `Acquire` pairs with the `Full` of `set_idle()` and `finish()`, and with that of the put
+        // in `close()`. A word that is idle was so before or after any `close()` that the atomic
+        // tells of, so in this order the end of a transition is not missed.
         let idle = || {
             let word = self.word.load(Acquire);
             let is_idle = word & BUSY == 0 && !is_closing(self.atomic.load(Acquire));
@@ -400,8 +402,8 @@ impl Count {
                 }
                 continue;
             }
-            // `Full`: what follows comes after what made the mode. The mode cannot be changed before
-            // the object was told, as we own `BUSY`.
+            // `Full`: what follows comes after what made the mode. The mode cannot be changed
+            // before the object was told, as we own `BUSY`.
             let new = word | FORCE | BUSY;
             if count.word.cmpxchg(word, new, Full).is_err() {
                 continue;
@@ -437,8 +439,8 @@ impl Count {
         self.wait_idle();
     }
 
-    /// Switches to per-CPU mode, or if the reference is dying, lets its next life begin in that mode.
-    /// Sleeps if another transition is under way.
+    /// Switches to per-CPU mode, or if the reference is dying, lets its next life begin in that
+    /// mode. Sleeps if another transition is under way.
     ///
     /// Must be called for [`REINIT`] counts.
     pub(crate) fn switch_to_percpu(&self) {
@@ -532,13 +534,13 @@ impl Count {
     }
 
     /// Changes the state of a dead reference to what `new` makes of it, and lets another life begin
-    /// if the state is alive then. Sleeps if another transition is under way. Fails with `EINVAL` if
-    /// the reference lives, and as `new` does.
+    /// if the state is alive then. Sleeps if another transition is under way. Fails with `EINVAL`
+    /// if the reference lives, and as `new` does.
     ///
     /// # Safety
     ///
-    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has a hold
-    /// of until this returns. `new` may replace that hold by another one.
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has a
+    /// hold of until this returns. `new` may replace that hold by another one.
     unsafe fn follow(this: NonNull<Self>, new: impl Fn(u64) -> Result<u64>) -> Result {
         // SAFETY: The caller has a hold.
         let count = unsafe { this.as_ref() };
@@ -594,8 +596,8 @@ impl Count {
 
         // The confirmation of this life comes before the next one.
         //
-        // SAFETY: The caller has a hold of an object that lives more than once, and the reference is
-        // closed.
+        // SAFETY: The caller has a hold of an object that lives more than once, and the reference
+        // is closed.
         unsafe { Self::confirm(this) };
         if is_zero(update(&count.atomic, value::revive)) {
             // The last life has ended, so this one needs a hold of its own. `Relaxed`: the caller

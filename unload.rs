@@ -14,8 +14,8 @@
 //! 2. waits until no object of the module's classes is left, and logs what it waits for,
 //! 3. marks the module as closed, so that it can begin nothing new, neither objects nor callbacks
 //!    ([`rcu::close_module`]), and runs the callbacks that were queued meanwhile,
-//! 4. closes the classes: an object that is still left now is leaked when its last reference is put,
-//!    since its release function will be gone,
+//! 4. closes the classes: an object that is still left now is leaked when its last reference is
+//!    put, since its release function will be gone,
 //! 5. if the module had objects, waits for RCU Tasks: a task that put the last reference may not
 //!    have returned from the module's function yet. `synchronize_rcu_tasks()` waits for each task
 //!    that was preempted there, until it sleeps, returns to user space or ends.

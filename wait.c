@@ -48,7 +48,7 @@ void rust_percpu_ref_wake_up(const void *var)
 	struct waiter *waiter;
 	unsigned long flags;
 
-	/* Pairs with the barrier in rust_percpu_ref_wait(): this sees the waiter, or it the change. */
+	/* Pairs with that in rust_percpu_ref_wait(): this sees the waiter, or that the change. */
 	smp_mb();
 	if (hlist_empty(&bucket->waiters))
 		return;

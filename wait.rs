@@ -63,7 +63,8 @@ pub(crate) fn wait_event<T, F: Fn() -> bool>(
         let ms = timeout.as_millis().clamp(0, i64::from(i32::MAX)) as c_uint;
         msecs_to_jiffies(ms).saturating_add(1)
     });
-    // SAFETY: `call::<F>` is given the address of `is_done`, which is an `F` that outlives the call.
+    // SAFETY: `call::<F>` is given the address of `is_done`, which is an `F` that outlives the
+    // call.
     to_result(unsafe {
         rust_percpu_ref_wait(
             var.cast(),

@@ -222,7 +222,9 @@ pub(super) fn release_waits_for_release() -> Result<Outcome> {
         for _ in 0..GENERATIONS {
             let ended = ended.clone();
             let generation = Generation { child, ended };
-            child = Some(PercpuRef::from(UniquePercpuRef::new(generation, GFP_KERNEL)?));
+            child = Some(PercpuRef::from(UniquePercpuRef::new(
+                generation, GFP_KERNEL,
+            )?));
         }
         parents.push(child, GFP_KERNEL)?;
     }
@@ -580,10 +582,16 @@ pub(super) fn debug_tells_state() -> Result<Outcome> {
     }
 
     let (gate, _) = modal()?;
-    says(&*gate, "state: \"live\", mode: \"per-CPU\", references: None")?;
+    says(
+        &*gate,
+        "state: \"live\", mode: \"per-CPU\", references: None",
+    )?;
     gate.switch_to_atomic_sync();
     let guard = gate.try_get().ok_or(EIO)?;
-    says(&*gate, "state: \"live\", mode: \"atomic\", references: Some(1)")?;
+    says(
+        &*gate,
+        "state: \"live\", mode: \"atomic\", references: Some(1)",
+    )?;
     gate.kill();
     says(&guard, "state: \"closed\"")?;
     says(&guard.get_many(7), "len: 7")?;

@@ -68,7 +68,7 @@ module! {
         },
         late: u32 {
             default: 0,
-            description: "1: ask for an object and a callback after the library has closed the module",
+            description: "1: ask for an object and a callback when the module is closed",
         },
     },
 }

@@ -4,11 +4,7 @@
 //! see what this project's modules do. Never insert this where you want to go on working.
 
 use core::mem::forget;
-use kernel::{
-    new_mutex,
-    prelude::*,
-    sync::Mutex,
-};
+use kernel::{new_mutex, prelude::*, sync::Mutex};
 use percpu_ref::{
     percpu::PreemptGuard,
     rcu,
@@ -83,8 +79,8 @@ impl Counted for Notifying {
     }
 }
 
-/// Lets such a release run before the module is unloaded, which waits for releases with the chain of
-/// notifiers held.
+/// Lets such a release run before the module is unloaded, which waits for releases with the chain
+/// of notifiers held.
 fn notifier_in_release() -> Result {
     PercpuRef::from(UniquePercpuRef::new(Notifying, GFP_KERNEL)?).kill_and_wait();
     Ok(())
