@@ -41,7 +41,7 @@
 //! | atomic | closed at once | nothing | per-CPU | `EINVAL` |
 //! | dying | `false`, a warning | waits, next life | waits, next life | waits, then lives |
 //! | closed | `false`, a warning | next life | next life | lives |
-//! | frozen | dead when thawed | next life | next life | `EINVAL`, or if killed, lives when thawed |
+//! | frozen | dead when thawed | next life | next life | `EINVAL`; if killed, next thaw |
 //!
 //! *Next life* means that the reference will count in that mode when it lives again. Unless it was
 //! told to switch to atomic mode, it then counts by CPU. *Closed* is what the confirmation of a
@@ -50,10 +50,10 @@
 //! # Unloading
 //!
 //! The exit function of the module that makes an object kills the object by dropping its
-//! [`PercpuRef`]. After the exit function has returned, the library waits for the module's objects to
-//! be released, and logs what it waits for, and how many of them were never killed. It then waits
-//! until each task that was preempted in the module has moved on (`synchronize_rcu_tasks()`), so that
-//! the function that dropped the last guard can return.
+//! [`PercpuRef`]. After the exit function has returned, the library waits for the module's objects
+//! to be released, and logs what it waits for, and how many of them were never killed. It then
+//! waits until each task that was preempted in the module has moved on (`synchronize_rcu_tasks()`),
+//! so that the function that dropped the last guard can return.
 //!
 //! That is all that the library waits for. **A module must still stop whatever runs its code**
 //! before its exit function returns, as without this library: flush its work items, delete its
@@ -740,8 +740,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     }
 
     /// Returns whether the reference is closed and has no references, so that no
-    /// [`try_get`](Self::try_get) succeeds. Its release was called or is about to be; the exception is
-    /// a reference made by [`UniquePercpuRef::new_dead`], which begins so without a release.
+    /// [`try_get`](Self::try_get) succeeds. Its release was called or is about to be; the exception
+    /// is a reference made by [`UniquePercpuRef::new_dead`], which begins so without a release.
     ///
     /// If it returns `true`, all that was done with references is visible.
     ///

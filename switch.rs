@@ -16,12 +16,12 @@
 //!
 //! # What is asked for, and what is
 //!
-//! [`Count::state`] says whether the reference must be dead ([`is_dead`]): it was killed, or there is
-//! a freezer. [`DEAD`] follows. A thread that makes the state dead calls [`Count::begin_end`] after
-//! that. A state becomes alive only in [`Count::follow`], by the owner of [`BUSY`] while [`DEAD`] is
-//! set, which then clears [`DEAD`] and looks at the state again. All of these steps are fully
-//! ordered, so of two threads that go in opposite directions, at least one sees what the other has
-//! done, and the last state wins.
+//! [`Count::state`] says whether the reference must be dead ([`is_dead`]): it was killed, or there
+//! is a freezer. [`DEAD`] follows. A thread that makes the state dead calls [`Count::begin_end`]
+//! after that. A state becomes alive only in [`Count::follow`], by the owner of [`BUSY`] while
+//! [`DEAD`] is set, which then clears [`DEAD`] and looks at the state again. All of these steps are
+//! fully ordered, so of two threads that go in opposite directions, at least one sees what the
+//! other has done, and the last state wins.
 //!
 //! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`]
 //! says that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive.
@@ -34,8 +34,8 @@
 //! One that closes does these steps: it takes the bias out, which turns the initial reference into
 //! [`INITIAL`](super::value::INITIAL); it confirms; it clears [`BUSY`]; it puts the initial
 //! reference; it wakes up the threads that wait for the transition; and if the count fell to zero,
-//! it releases. The initial reference does not count as one meanwhile: [`Count::is_zero`] is true as
-//! soon as the others are gone, and no new one can be had. But it keeps the object alive, and it
+//! it releases. The initial reference does not count as one meanwhile: [`Count::is_zero`] is true
+//! as soon as the others are gone, and no new one can be had. But it keeps the object alive, and it
 //! keeps the release from running while [`BUSY`] is set, since a release may revive the object.
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
