@@ -17,14 +17,13 @@
 //!
 //! A value that is not valid makes the object leak: each operation that finds such a value stores
 //! [`SATURATED`]. This is a plain store after the operation, so it must not be done to an object
-//! that may be freed before it. Hence the rule: *a value may leave the ranges without being
-//! saturated in the same step only by a get whose caller holds a reference until after the store.*
-//! That caller's store comes before the object can end, and after the store the object never ends.
-//! All other functions return [`SATURATED`] instead of a value outside of the ranges.
+//! that may have been freed before it. Hence the rule: *only a get may take a value above its range,
+//! or from below back into it, without saturating it in the same step, and its caller must hold a
+//! reference until after the store.* So as long as a store is to come, the value is not valid, or a
+//! getter holds a reference and is about to store, too; and after any store the object never ends.
 //!
-//! The rule has one gap. As long as the count is open, a put may take the value below
-//! `BIAS - LIMIT`, if by far more references were put to the atomic than were got from it. Each
-//! such put moves the value by at most [`MAX_LOCAL`], so that takes 2^54 of them on one object.
+//! A put of a few references does not break the rule: it may take an open value below its range, but
+//! not back. All other functions return [`SATURATED`] in place of a value outside of the ranges.
 //!
 //! `tests/bounds.rs` tries all values and all interleavings of small ranges.
 
@@ -58,8 +57,8 @@ pub(super) const LIMIT: u64 = 1 << (BITS - 4);
 /// CPUs that do nothing else. C's `percpu_ref_get_many()` takes any number.
 ///
 /// The division also has a cost: get more than this number at once, put them in smaller numbers,
-/// and the atomic rises while the counters fall. 2^54 such puts on one object take the atomic out
-/// of its range, and then the object leaks although its references were all put. C has no such
+/// and the atomic rises while the counters fall. After 2^54 such puts on one object, the atomic is
+/// out of its range, and the object leaks although all of its references were put. C has no such
 /// limit.
 #[cfg(not(bounds))]
 pub(super) const MAX_LOCAL: usize = 64;
