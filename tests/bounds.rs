@@ -168,7 +168,7 @@ impl State {
     }
 
     fn check(&self) {
-        if self.released && self.once && self.saturating.contains(&true) {
+        if self.released && self.saturating.contains(&true) {
             self.fail("the object may be freed before it is saturated");
         }
         if self.saturating.contains(&true) || !is_valid(self.atomic) {
