@@ -3,13 +3,13 @@
 //! A device that is removed while requests to it are under way.
 //!
 //! `/dev/percpu_ref_sample` keeps what was written to it, to be read again. Each request takes
-//! `latency_ms` milliseconds, as if there were hardware. The device goes when the module is
-//! unloaded, and also, since open files keep a module in place (from Linux 7.3 on; before, do not
-//! unload this one while a file is open), when `remove` is written to it, as if the hardware were
-//! pulled out:
+//! `latency_ms` milliseconds, as if there were hardware. `flush` makes it print in the background
+//! how much text there is. The device goes when the module is unloaded, and also when `remove` is
+//! written to it, as if the hardware were pulled out, since open files keep a module in place (from
+//! Linux 7.3 on; with older kernels, do not unload this one while a file is open):
 //!
-//! - requests under way find all that they need, and come to their end;
-//! - new ones get `ENODEV`, even on a file that was opened before;
+//! - requests under way find all that they need, and are completed;
+//! - new requests get `ENODEV`, even on a file that was opened before;
 //! - when the last one has ended, the device's memory is freed.
 
 use kernel::{
@@ -37,6 +37,7 @@ use kernel::{
         delay::fsleep,
         Delta, //
     },
+    workqueue, //
 };
 use percpu_ref::{
     Counted,
@@ -54,9 +55,9 @@ struct Device {
 }
 
 impl Counted for Device {
-    // If the last request has ended before the removal, it is RCU's callback that ends the device,
-    // where nothing may sleep. To free the text of a device may sleep, so that is done in a
-    // workqueue. Leave this out if no `Drop` and no release sleeps: then there is no delay.
+    // If the last request has ended before the removal, RCU's callback ends the device, where
+    // nothing may sleep. Freeing the text of a device may sleep, so the device is given to a thread.
+    // Leave this out if neither the release nor any `Drop` sleeps: then there is no delay.
     const MAY_SLEEP: bool = true;
 
     fn release(&self) {
@@ -72,22 +73,37 @@ impl PinnedDrop for Device {
 }
 
 /// Where the requests find the device, while it is there. There is one; a driver for many has this
-/// in what its bus keeps for each.
+/// in the data that its bus keeps for each.
 static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
 
-/// A request under way. As long as it has this, it has the device. Taking it touches no memory that
-/// other CPUs write to.
+/// Begins a request. As long as it has the guard, it has the device. Taking the guard touches no
+/// memory that other CPUs write to.
 fn begin_request() -> Result<PercpuRefGuard<Device>> {
     DEVICE.try_get_live(&rcu::read_lock()).ok_or(ENODEV)
 }
 
-/// Lets no new request begin, and returns when those under way have ended. Not to be called in one,
-/// and no request may wait for user space in a way that has no end: this cannot be interrupted.
+/// Lets no new request begin, and returns when those under way have ended, whichever caller has
+/// removed the device. Must not be called in a request. Cannot be interrupted, so no request may
+/// wait for user space without a limit.
 fn remove() {
-    if let Some(device) = DEVICE.replace(None) {
-        device.kill_and_wait();
+    if DEVICE.remove() {
         pr_info!("removed\n");
     }
+}
+
+/// Prints in the background how much text there is.
+///
+/// The work item has the device from before it is queued until its last statement, so the removal
+/// waits for it. After that it only returns, which unloading waits for, too. Code that goes on to
+/// sleep after it has dropped the last guard is not waited for: the module must flush or stop it in
+/// its exit function.
+fn flush(device: PercpuRefGuard<Device>) -> Result {
+    workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+        fsleep(device.latency);
+        pr_info!("flushed {} bytes\n", device.text.lock().len());
+        drop(device);
+    })?;
+    Ok(())
 }
 
 /// An open file. It has no reference: what is open may stay so for days. It can be opened until the
@@ -121,16 +137,20 @@ impl MiscDevice for Open {
             return Ok(length);
         }
         let device = begin_request()?;
+        if text.trim_ascii_end() == b"flush" {
+            flush(device)?;
+            return Ok(length);
+        }
 
         fsleep(device.latency);
         *device.text.lock() = text;
-        // To be read from its beginning.
+        // The text is read from its beginning.
         *kiocb.ki_pos_mut() = 0;
         Ok(length)
     }
 }
 
-/// The device is there until this is dropped, if not removed before.
+/// Keeps the device until this is dropped, if it is not removed before.
 struct Plugged;
 
 impl Plugged {
