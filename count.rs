@@ -428,10 +428,9 @@ impl Count {
     #[inline(always)]
     pub(crate) unsafe fn put(this: NonNull<Self>, n: usize) {
         // SAFETY: Until the counter is changed, the caller's reference keeps the object alive.
-        let is_done = n <= MAX_LOCAL
-            && Self::if_percpu(unsafe { Self::word_of(this) }, |counters, guard| {
-                sub(counters, n, guard)
-            });
+        let word = unsafe { Self::word_of(this) };
+        let is_done =
+            n <= MAX_LOCAL && Self::if_percpu(word, |counters, guard| sub(counters, n, guard));
         if !is_done {
             // The critical section has ended, since `release()` may take sleeping locks on
             // PREEMPT_RT. The caller's references alone keep the object until the next line.
@@ -715,7 +714,7 @@ impl Count {
                 Err(error) if error == ETIMEDOUT && !is_last => {
                     self.report_wait(start.elapsed());
                     interval = interval + interval;
-                    next_message = next_message + interval;
+                    next_message += interval;
                 }
                 result => return result,
             }

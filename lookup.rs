@@ -116,10 +116,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get(&self, section: &Guard) -> Option<PercpuRefGuard<T>> {
         let (inner, count) = self.find(section)?;
+        if !count.try_get(1) {
+            return None;
+        }
         // SAFETY: `try_get()` added a reference, which the guard owns.
-        count
-            .try_get(1)
-            .then(|| unsafe { PercpuRefGuard::new(inner) })
+        Some(unsafe { PercpuRefGuard::new(inner) })
     }
 
     /// Tries to get `n` references to the object in this place, as [`PercpuRef::try_get_many`]
@@ -133,10 +134,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     #[must_use = "if unused, the references are put again at once"]
     pub fn try_get_many(&self, n: usize, section: &Guard) -> Option<PercpuRefBatch<T>> {
         let (inner, count) = self.find(section)?;
+        if !count.try_get(n) {
+            return None;
+        }
         // SAFETY: `try_get()` added `n` references, which the batch owns.
-        count
-            .try_get(n)
-            .then(|| unsafe { PercpuRefBatch::new(inner, n) })
+        Some(unsafe { PercpuRefBatch::new(inner, n) })
     }
 
     /// Tries to get a reference to the object in this place, as [`PercpuRef::try_get_live`] does.
@@ -149,10 +151,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get_live(&self, section: &Guard) -> Option<PercpuRefGuard<T>> {
         let (inner, count) = self.find(section)?;
+        if !count.try_get_live(1) {
+            return None;
+        }
         // SAFETY: `try_get_live()` added a reference, which the guard owns.
-        count
-            .try_get_live(1)
-            .then(|| unsafe { PercpuRefGuard::new(inner) })
+        Some(unsafe { PercpuRefGuard::new(inner) })
     }
 
     /// Returns the object that is in this place, or was when the critical section began, and its
@@ -248,8 +251,10 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         match self.inner.cmpxchg(current.as_ptr(), new, Full) {
             // SAFETY: By the type invariant, it was owned here.
             Ok(_) => Ok(unsafe { Self::owned(current) }),
-            // SAFETY: `new` came from `published()`, and the place does not own it.
-            Err(_) => Err(NonNull::new(new).map(|new| unsafe { Self::owned(new) })),
+            Err(_) => Err(NonNull::new(new).map(|new| {
+                // SAFETY: `new` came from `published()`, and the place does not own it.
+                unsafe { Self::owned(new) }
+            })),
         }
     }
 

@@ -17,13 +17,15 @@
 //!
 //! A value that is not valid makes the object leak: each operation that finds such a value stores
 //! [`SATURATED`]. This is a plain store after the operation, so it must not be done to an object
-//! that may have been freed before it. Hence the rule: *only a get may take a value above its range,
-//! or from below back into it, without saturating it in the same step, and its caller must hold a
-//! reference until after the store.* So as long as a store is to come, the value is not valid, or a
-//! getter holds a reference and is about to store, too; and after any store the object never ends.
+//! that may have been freed before it. Hence the rule: *only a get may take a value above its
+//! range, or from below back into it, without saturating it in the same step, and its caller must
+//! hold a reference until after the store.* So as long as a store is to come, the value is not
+//! valid, or a getter holds a reference and is about to store, too; and after any store the object
+//! never ends.
 //!
-//! A put of a few references does not break the rule: it may take an open value below its range, but
-//! not back. All other functions return [`SATURATED`] in place of a value outside of the ranges.
+//! A put of a few references does not break the rule: it may take an open value below its range,
+//! but not back. All other functions return [`SATURATED`] in place of a value outside of the
+//! ranges.
 //!
 //! `tests/bounds.rs` tries all values and all interleavings of small ranges.
 
@@ -123,12 +125,12 @@ pub(super) const fn references(value: u64) -> Option<u64> {
 
 /// Returns `new` if it is in the same valid range as `old`, and else [`SATURATED`].
 const fn within(old: u64, new: u64, n: usize) -> u64 {
-    let same = match (range(old), range(new)) {
+    let same = matches!(
+        (range(old), range(new)),
         (Range::Closed, Range::Closed)
-        | (Range::Closing, Range::Closing)
-        | (Range::Open, Range::Open) => true,
-        _ => false,
-    };
+            | (Range::Closing, Range::Closing)
+            | (Range::Open, Range::Open)
+    );
     if same && n as u64 <= LIMIT {
         new
     } else {

@@ -2,9 +2,9 @@
 
 //! An object in Rust that C code gets and puts references to.
 //!
-//! The C side, `percpu_ref_c_user.c`, has a reference as a `void *`. It uses the object from a timer,
-//! gets a second reference for that, and puts both. When the last one is put, the object is released,
-//! on whichever side that happens.
+//! The C side, `percpu_ref_c_user.c`, has a reference as a `void *`. It uses the object from a
+//! timer, gets a second reference for that, and puts both. When the last one is put, the object is
+//! released, on whichever side that happens.
 
 use kernel::{
     prelude::*,
@@ -50,8 +50,8 @@ extern "C" {
 /// `ticks` must be a reference that the caller owns, and keeps until this returns.
 #[no_mangle]
 unsafe extern "C" fn percpu_ref_sample_get(ticks: *mut c_void) -> *mut c_void {
-    // SAFETY: By the safety requirements of this function, `ticks` came from `into_foreign()`, and is
-    // not given to `from_foreign()` meanwhile.
+    // SAFETY: By the safety requirements of this function, `ticks` came from `into_foreign()`, and
+    // is not given to `from_foreign()` meanwhile.
     let guard = unsafe { Guard::borrow(ticks) };
     guard.clone().into_foreign()
 }
@@ -63,8 +63,8 @@ unsafe extern "C" fn percpu_ref_sample_get(ticks: *mut c_void) -> *mut c_void {
 /// `ticks` must be a reference that the caller owns, and keeps until this returns.
 #[no_mangle]
 unsafe extern "C" fn percpu_ref_sample_tick(ticks: *mut c_void) {
-    // SAFETY: By the safety requirements of this function, `ticks` came from `into_foreign()`, and is
-    // not given to `from_foreign()` meanwhile.
+    // SAFETY: By the safety requirements of this function, `ticks` came from `into_foreign()`, and
+    // is not given to `from_foreign()` meanwhile.
     let guard = unsafe { Guard::borrow(ticks) };
     guard.0.fetch_add(1, Relaxed);
 }
@@ -76,8 +76,8 @@ unsafe extern "C" fn percpu_ref_sample_tick(ticks: *mut c_void) {
 /// `ticks` must be a reference that the caller owns, and gives up.
 #[no_mangle]
 unsafe extern "C" fn percpu_ref_sample_put(ticks: *mut c_void) {
-    // SAFETY: By the safety requirements of this function, `ticks` came from `into_foreign()`, and is
-    // given up once.
+    // SAFETY: By the safety requirements of this function, `ticks` came from `into_foreign()`, and
+    // is given up once.
     drop(unsafe { Guard::from_foreign(ticks) });
 }
 

@@ -56,8 +56,8 @@ struct Device {
 
 impl Counted for Device {
     // If the last request has ended before the removal, RCU's callback ends the device, where
-    // nothing may sleep. Freeing the text of a device may sleep, so the device is given to a thread.
-    // Leave this out if neither the release nor any `Drop` sleeps: then there is no delay.
+    // nothing may sleep. Freeing the text of a device may sleep, so the device is given to a
+    // thread. Leave this out if neither the release nor any `Drop` sleeps: then there is no delay.
     const MAY_SLEEP: bool = true;
 
     fn release(&self) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Tries all that can be done to a small count: each function of `value.rs` with all arguments, and
-//! all interleavings of two threads and an owner. A program for the host, built with `--cfg bounds`,
-//! so that a value has 7 bits: at most 8 references, and counters that hold one reference a call.
+//! all interleavings of two threads and an owner. A program for the host, built with `--cfg
+//! bounds`, so that a value has 7 bits: at most 8 references, and counters that hold one reference
+//! a call.
 
 use std::collections::HashSet;
 
