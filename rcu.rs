@@ -269,7 +269,7 @@ pub(crate) unsafe fn init() {
     unsafe { CLOSED_LOCK.init() };
 }
 
-/// Lets modules queue callbacks. Must be called when the module notifier is registered.
+/// Lets modules queue callbacks. Must be called before the module notifier is registered.
 pub(crate) fn set_ready() {
     CLOSED.store(ptr::null_mut(), Relaxed);
 }

@@ -26,8 +26,8 @@
 //! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`]
 //! says that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive.
 //! [`REVIVING`] says that a thread has made the state alive and has not cleared [`DEAD`] yet. A
-//! killer that finds it leaves the rest to that thread. A freezer needs neither: it keeps the state
-//! dead by itself.
+//! killer that finds one of them leaves the rest to the thread that has it. A freezer needs neither:
+//! it keeps the state dead by itself.
 //!
 //! # The end of a transition
 //!
@@ -138,7 +138,8 @@ impl Count {
             return false;
         };
         count.class.sub_unkilled();
-        if old & REVIVING == 0 {
+        // Another thread that has the flag does the rest for us, too.
+        if old & (KILLING | REVIVING) == 0 {
             // SAFETY: The caller has the handle. The state is dead, and `KILLING` keeps it so, or
             // the object lives once.
             unsafe { Self::end_killed(this, killing(old)) };
@@ -609,10 +610,10 @@ impl Count {
         // SAFETY: The caller has a hold of an object that lives more than once. We own `BUSY`.
         unsafe { Self::set_idle(this, word & !DEAD) };
         wake_up(&raw const count.word);
-        // A killer that came before this has left the rest to us. One that comes later sees that
-        // `DEAD` was cleared: both are `Full`.
+        // A killer that came before this has set `KILLING` and left the rest to us. One that comes
+        // later sees that `DEAD` was cleared: both are `Full`.
         let old = change(&count.state, |state| Some(state & !REVIVING));
-        if old.is_ok_and(|state| state & KILLED != 0) {
+        if old.is_ok_and(|state| state & KILLING != 0) {
             // SAFETY: The caller has a hold. The state is dead, and `KILLING` keeps it so.
             unsafe { Self::end_killed(this, KILLING) };
         }

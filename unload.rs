@@ -370,10 +370,11 @@ impl Notifier {
                         priority: c_int::MAX,
                     })
                 };
-                // SAFETY: The block is initialised, pinned, and unregistered before it is freed.
-                to_result(unsafe { rust_percpu_ref_register_module_notifier(block) })?;
+                // Before the first module can be loaded or unloaded.
                 rcu::set_ready();
-                Ok::<_, Error>(())
+                // SAFETY: The block is initialised, pinned, and unregistered before it is freed.
+                to_result(unsafe { rust_percpu_ref_register_module_notifier(block) })
+                    .inspect_err(|_| rcu::set_not_ready())
             }),
         }? Error)
     }
@@ -445,11 +446,10 @@ unsafe fn module_going(module: *mut bindings::module, timeout: Delta) {
             (memory.contains(ops.cast())).then(|| (class, unsafe { &*ops }))
         })
     };
-    let has_objects = classes().next().is_some();
 
     // What was killed before now is released by this, and needs no message.
     rcu::barrier();
-    if has_objects {
+    if classes().next().is_some() {
         release::may_wait();
     }
 
@@ -480,6 +480,7 @@ unsafe fn module_going(module: *mut bindings::module, timeout: Delta) {
         });
     }
 
+    let has_objects = classes().next().is_some();
     // SAFETY: By the safety requirements of this function, the exit function has returned.
     unsafe { rcu::close_module(module) };
     for (class, ops) in classes() {
