@@ -560,6 +560,8 @@ impl Count {
     unsafe fn drop_hold(this: NonNull<Self>, hold: u64, with: u64) {
         // SAFETY: The hold keeps the memory.
         let state = unsafe { Self::state_of(this) };
+        // A reference must not be used when the memory is gone.
+        let waited_for = ptr::from_ref(state);
 
         // `Full`: what was done by the owners of holds comes before the end of the object, and
         // before `wait_released()` returns. From here on, the memory is not ours unless there are
@@ -570,7 +572,7 @@ impl Count {
             // SAFETY: That was the last hold.
             unsafe { Self::end(this, new) };
         }
-        wake_up(state);
+        wake_up(waited_for);
     }
 
     /// Drops the object if that is not done yet, and frees the memory.

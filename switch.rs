@@ -45,7 +45,10 @@ use core::{
         self,
         ManuallyDrop, //
     },
-    ptr::NonNull,
+    ptr::{
+        self,
+        NonNull, //
+    },
 };
 use kernel::{
     container_of,
@@ -244,13 +247,15 @@ impl Count {
             Self::set_idle(this, read_once(word));
         }
         let is_reinit = state.load(Relaxed) & REINIT != 0;
+        // A reference must not be used when the object is gone.
+        let waited_for = ptr::from_ref(word);
 
         // `Full`: as in `put()`.
         let old = update(atomic, value::put_initial);
         // If there are references left, the object may be gone from here on.
         if is_reinit {
             // Only counts of this kind have threads that wait for the transition.
-            wake_up(word);
+            wake_up(waited_for);
         }
         if value::put_initial(old) == 0 {
             // SAFETY: The count just fell to zero, by our put.
@@ -338,13 +343,15 @@ impl Count {
 
         // SAFETY: By the safety requirements of this function, the object is there.
         let word_of = unsafe { Self::word_of(this) };
+        // A reference must not be used when the object is gone.
+        let waited_for = ptr::from_ref(word_of);
         // `Full`: a CPU that sees the mode sees all that was done to bring it about.
         let mut word = read_once(word_of);
         while word & DEAD == 0 {
             match word_of.cmpxchg(word, word & !BUSY, Full) {
                 Ok(_) => {
                     // The object may be gone now.
-                    wake_up(word_of);
+                    wake_up(waited_for);
                     return;
                 }
                 Err(found) => word = found,
