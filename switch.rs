@@ -161,18 +161,13 @@ impl Count {
         if unsafe { Self::begin_end(this, killing) } {
             return;
         }
-        // A freezer has set `DEAD`. If the reference is closed and no transition is under way, the
-        // confirmation is ours to call. Else the owner of `BUSY` calls it when it has cleared the
-        // flag.
+        // A freezer has set `DEAD`.
         //
-        // SAFETY: The caller has a hold.
-        let count = unsafe { this.as_ref() };
-        clear(&count.state, killing);
-        // `Acquire` pairs with the `Full` in `set_idle()`.
-        if count.word.load(Acquire) & (DEAD | BUSY) == DEAD {
-            // SAFETY: The caller has a hold of an object that lives more than once, as others are
-            // not frozen.
-            unsafe { Self::confirm(this) };
+        // SAFETY: The caller has a hold of an object that lives more than once, as others are not
+        // frozen.
+        unsafe {
+            clear(Self::state_of(this), killing);
+            Self::confirm_if_idle(this);
         }
     }
 
@@ -267,8 +262,8 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// `this` must be the beginning of an object that is not dropped before this returns, and that
-    /// is closed.
+    /// `this` must be the beginning of an object that is not dropped before this returns. The
+    /// reference must be closed, and the caller must own [`BUSY`], so that it stays so.
     unsafe fn confirm(this: NonNull<Self>) {
         // SAFETY: By the safety requirements of this function, the object is there.
         let count = unsafe { this.as_ref() };
@@ -281,6 +276,34 @@ impl Count {
             if let Some(running) = count.class.enter() {
                 // SAFETY: By the safety requirements of this function, the object is there.
                 unsafe { (running.ops().confirmed)(this.cast()) };
+            }
+        }
+    }
+
+    /// Calls the confirmation of the kill, if it is owed, the reference is closed, and no transition
+    /// is under way. If one is, its owner calls it.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns.
+    unsafe fn confirm_if_idle(this: NonNull<Self>) {
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let count = unsafe { this.as_ref() };
+        loop {
+            // `Acquire`, after an operation of the caller that was `Full`: this pairs with the killer
+            // and with `set_idle()`. Either the killer sees here that `BUSY` was cleared, or the
+            // thread that has cleared it sees that a confirmation is owed.
+            let word = count.word.load(Acquire);
+            if word & (DEAD | BUSY) != DEAD || count.state.load(Acquire) & CONFIRM == 0 {
+                return;
+            }
+            // `Full`: the confirmation comes after the reference was closed.
+            if count.word.cmpxchg(word, word | BUSY, Full).is_ok() {
+                // SAFETY: By the safety requirements of this function, the object is there. The
+                // reference is closed, since it is dead and the word was idle, and we own `BUSY`.
+                unsafe { Self::confirm(this) };
+                count.word.xchg(word, Full);
+                wake_up(&raw const count.word);
             }
         }
     }
@@ -315,15 +338,14 @@ impl Count {
     /// caller must own [`BUSY`], and gives it up. If `word` has [`DEAD`], the reference must be
     /// closed.
     unsafe fn set_idle(this: NonNull<Self>, word: usize) {
-        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by
-        // it that the mode is another. It also pairs with `kill()`: either that sees the flag
-        // cleared, or we see here that a confirmation is owed.
+        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by it
+        // that the mode is another.
         //
         // SAFETY: By the safety requirements of this function, the object is there.
-        unsafe { Self::word_of(this) }.xchg(word & !BUSY, Full);
-        if word & DEAD != 0 {
-            // SAFETY: By the safety requirements of this function, the object is there and closed.
-            unsafe { Self::confirm(this) };
+        unsafe {
+            Self::word_of(this).xchg(word & !BUSY, Full);
+            // A killer that found the flag set has left its confirmation to us.
+            Self::confirm_if_idle(this);
         }
     }
 
@@ -571,6 +593,15 @@ impl Count {
             let is_closing = is_closing(count.atomic.load(Acquire));
             let mut state = count.state.load(Relaxed);
             let result = loop {
+                if state & CONFIRM != 0 {
+                    // The confirmation of a kill comes before that is taken back.
+                    //
+                    // SAFETY: The caller has a hold of an object that lives more than once. The
+                    // reference is closed, and we own `BUSY`.
+                    unsafe { Self::confirm(this) };
+                    state = count.state.load(Relaxed);
+                    continue;
+                }
                 let to = match new(state) {
                     _ if is_closing => break None,
                     Ok(to) if is_dead(to) => to,
@@ -602,11 +633,6 @@ impl Count {
             return result.map(drop);
         }
 
-        // The confirmation of this life comes before the next one.
-        //
-        // SAFETY: The caller has a hold of an object that lives more than once, and the reference
-        // is closed.
-        unsafe { Self::confirm(this) };
         if is_zero(update(&count.atomic, value::revive)) {
             // The last life has ended, so this one needs a hold of its own. `Relaxed`: the caller
             // has one, too, so nothing ends meanwhile.
