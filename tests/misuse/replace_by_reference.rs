@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A place owns what is put into it, so a borrowed reference cannot be.
+//!
+//! error[E0308]
+
+use percpu_ref::{
+    Counted,
+    PercpuRef,
+    RcuPercpuRef, //
+};
+
+pub struct Queue;
+
+impl Counted for Queue {}
+
+pub fn publish(place: &RcuPercpuRef<Queue>, queue: PercpuRef<Queue>) {
+    #[cfg(misuse)]
+    let _ = place.insert(&queue);
+    #[cfg(not(misuse))]
+    let _ = place.insert(queue);
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A guard that keeps a reference frozen is dropped once.
+//!
+//! error[E0382]
+
+use percpu_ref::{
+    Counted,
+    PercpuRef,
+    Reinit, //
+};
+
+pub struct Queue;
+
+impl Counted for Queue {}
+
+pub fn change(queue: &PercpuRef<Queue, Reinit>) {
+    let frozen = queue.freeze();
+    drop(frozen);
+    #[cfg(misuse)]
+    drop(frozen);
+}
