@@ -302,6 +302,9 @@ impl Pair {
         check!(self.events.confirmed.get() as usize == self.c.call(Op::Confirmed, 0));
         check!(self.events.switched.get() as usize == self.c.call(Op::Switched, 0));
         check!(self.events.released.get() as usize == self.c.call(Op::Released, 0));
+        if self.closed || self.atomic && !self.pending {
+            check!(self.ours.references() == Some(self.count()));
+        }
         check!(self.ours.is_dying() == self.dying);
         check!(self.ours.is_zero() == (self.closed && self.count() == 0));
         Ok(())
