@@ -278,11 +278,13 @@ mod private {
 pub trait Kind: private::Sealed + 'static {}
 
 /// The object lives once. It is dropped when its count falls to zero.
+#[derive(Debug)]
 pub enum Once {}
 
 /// The object may live more than once, and it may change its mode of counting. It is dropped with
 /// its [`PercpuRef`], or with the last reference if that goes later.
 #[doc(alias = "PERCPU_REF_ALLOW_REINIT")]
+#[derive(Debug)]
 pub enum Reinit {}
 
 impl private::Sealed for Once {}
