@@ -2,21 +2,28 @@
 
 //! A device that is removed while requests to it are under way.
 //!
-//! `/dev/percpu_ref_sample` keeps what was written to it, to be read again. Each request takes
-//! `latency_ms` milliseconds, as if there were hardware. `flush` makes it print in the background
-//! how much text there is. The device goes when the module is unloaded, and also when `remove` is
-//! written to it, as if the hardware were pulled out, since open files keep a module in place (from
-//! Linux 7.3 on; with older kernels, do not unload this one while a file is open):
+//! `/dev/percpu_ref_sample` keeps the text that was written to it. Each request takes `latency_ms`
+//! milliseconds, as if there were hardware. After a write, the text is saved in the background, by
+//! a work item that holds a reference of its own.
 //!
-//! - requests under way find all that they need, and are completed;
-//! - new requests get `ENODEV`, even on a file that was opened before;
-//! - when the last one has ended, the device's memory is freed.
+//! The device is removed when the module is unloaded, and when `remove` is written to the file, as
+//! if the hardware were pulled out. Then
+//!
+//! - requests under way complete with all that they need;
+//! - new requests fail with `ENODEV`, also on a file that was opened before;
+//! - the device is released when the last request has ended, and its memory is freed.
+//!
+//! An open file keeps the module in memory from Linux 7.3 on. Before that, do not unload this
+//! module while a file is open.
 
+use core::ptr::NonNull;
 use kernel::{
+    bindings,
     fs::{
         File,
         Kiocb, //
     },
+    impl_has_work,
     iov::{
         IovIterDest,
         IovIterSource, //
@@ -27,9 +34,14 @@ use kernel::{
         MiscDeviceRegistration, //
     },
     new_mutex,
+    new_work,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         rcu,
         Mutex, //
     },
@@ -37,7 +49,11 @@ use kernel::{
         delay::fsleep,
         Delta, //
     },
-    workqueue, //
+    workqueue::{
+        Queue,
+        Work,
+        WorkItem, //
+    }, //
 };
 use percpu_ref::{
     Counted,
@@ -52,12 +68,17 @@ struct Device {
     #[pin]
     text: Mutex<KVVec<u8>>,
     latency: Delta,
+    /// How often the text was saved.
+    saved: Atomic<u32>,
+    /// Runs [`Save`]. Dropping it waits until the last one has returned.
+    saves: SaveQueue,
 }
 
 impl Counted for Device {
-    // If the last request has ended before the removal, RCU's callback ends the device, where
-    // nothing may sleep. Freeing the text of a device may sleep, so the device is given to a
-    // thread. Leave this out if neither the release nor any `Drop` sleeps: then there is no delay.
+    // The drop of `saves` sleeps, and waits for work items. The last reference may be dropped by
+    // such a work item, or by an RCU callback, which must not sleep. So a device is released in a
+    // thread of its own. Leave this out if neither `release()` nor `Drop` sleeps: then there is no
+    // delay.
     const MAY_SLEEP: bool = true;
 
     fn release(&self) {
@@ -68,46 +89,123 @@ impl Counted for Device {
 #[pinned_drop]
 impl PinnedDrop for Device {
     fn drop(self: Pin<&mut Self>) {
-        pr_info!("freed\n");
+        pr_info!("freed after {} saves\n", self.saved.load(Relaxed));
     }
 }
 
-/// Where the requests find the device, while it is there. There is one; a driver for many has this
-/// in the data that its bus keeps for each.
+/// Finds the device for the requests, as long as it is there. A driver for more than one device has
+/// this in the private data that its bus keeps for each.
 static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
 
-/// Begins a request. As long as it has the guard, it has the device. Taking the guard touches no
-/// memory that other CPUs write to.
+/// Begins a request. As long as the caller has the guard, the device is there. Getting the guard
+/// does not write to memory that other CPUs write to.
 fn begin_request() -> Result<PercpuRefGuard<Device>> {
     DEVICE.try_get_live(&rcu::read_lock()).ok_or(ENODEV)
 }
 
-/// Lets no new request begin, and returns when those under way have ended, whichever caller has
-/// removed the device. Must not be called in a request. Cannot be interrupted, so no request may
-/// wait for user space without a limit.
+/// Removes the device. When this returns, no request is under way, also if it was another thread
+/// that removed the device. Must not be called in a request, and no request may wait for user space
+/// without a bound, since this cannot be interrupted.
 fn remove() {
     if DEVICE.remove() {
         pr_info!("removed\n");
     }
 }
 
-/// Prints in the background how much text there is.
+/// Saves the text of a device in the background.
 ///
-/// The work item has the device from before it is queued until its last statement, so the removal
-/// waits for it. After that it only returns, which unloading waits for, too. Code that goes on to
-/// sleep after it has dropped the last guard is not waited for: the module must flush or stop it in
-/// its exit function.
-fn flush(device: PercpuRefGuard<Device>) -> Result {
-    workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
-        fsleep(device.latency);
-        pr_info!("flushed {} bytes\n", device.text.lock().len());
-        drop(device);
-    })?;
-    Ok(())
+/// The guard keeps the device while the work item is queued and while it runs. It does not keep the
+/// module: the library waits for the release of the device, and not for the function that dropped
+/// the last guard. After `drop(guard)`, a work item still runs code of the module: what follows in
+/// its function, and the code that frees its memory. So a module must flush its work items before
+/// it is unloaded. Here that is done by the drop of [`Device::saves`], which is a part of the
+/// release that [`remove`] waits for.
+#[pin_data]
+struct Save {
+    device: PercpuRefGuard<Device>,
+    #[pin]
+    work: Work<Save>,
 }
 
-/// An open file. It has no reference: what is open may stay so for days. It can be opened until the
-/// module is unloaded, with or without the device.
+impl_has_work! {
+    impl HasWork<Self> for Save { self.work }
+}
+
+impl Save {
+    fn new(device: PercpuRefGuard<Device>) -> Result<Pin<KBox<Self>>> {
+        let save = pin_init!(Self {
+            device,
+            work <- new_work!("percpu_ref_sample::Save"),
+        });
+        KBox::pin_init(save, GFP_KERNEL)
+    }
+}
+
+impl WorkItem for Save {
+    type Pointer = Pin<KBox<Self>>;
+
+    fn run(this: Pin<KBox<Self>>) {
+        fsleep(this.device.latency);
+        let text = this.device.text.lock();
+        if !text.is_empty() {
+            this.device.saved.add(1, Relaxed);
+        }
+    }
+}
+
+/// A workqueue for [`Save`].
+///
+/// The kernel crate can neither flush nor cancel work items, and its queues are those of the whole
+/// system, so this calls C.
+///
+/// # Invariants
+///
+/// The workqueue is valid.
+struct SaveQueue(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: A workqueue can be used and destroyed by any thread.
+unsafe impl Send for SaveQueue {}
+
+// SAFETY: Any number of threads can queue work items at the same time.
+unsafe impl Sync for SaveQueue {}
+
+impl SaveQueue {
+    /// Allocates a workqueue.
+    ///
+    /// # Context
+    ///
+    /// Sleeps, so must be called from process context.
+    fn new() -> Result<Self> {
+        let name = c"percpu_ref_sample".as_char_ptr();
+        let flags = bindings::wq_flags_WQ_UNBOUND;
+        // SAFETY: `name` ends with a null and has no conversions, so there are no further
+        // arguments. With 0, the number of active work items has the default limit.
+        let queue = unsafe { bindings::alloc_workqueue_noprof(name, flags, 0) };
+        // INVARIANT: The workqueue is valid until `drop()`.
+        NonNull::new(queue).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Queues a work item. No delayed ones: `destroy_workqueue()` does not wait for their timers.
+    fn enqueue(&self, save: Pin<KBox<Save>>) {
+        // SAFETY: By the type invariant, the workqueue is valid as long as `self`.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }.enqueue(save);
+    }
+}
+
+impl Drop for SaveQueue {
+    /// Waits until the functions of all work items have returned to the kernel's own code.
+    ///
+    /// # Context
+    ///
+    /// Sleeps, so must be called from process context, and not from one of the work items.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, the workqueue is valid. It is not used after this.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+    }
+}
+
+/// An open file. It holds no reference to the device, since a file may stay open for days. The file
+/// can be opened until the module is unloaded, with or without the device.
 struct Open;
 
 #[vtable]
@@ -137,29 +235,29 @@ impl MiscDevice for Open {
             return Ok(length);
         }
         let device = begin_request()?;
-        if text.trim_ascii_end() == b"flush" {
-            flush(device)?;
-            return Ok(length);
-        }
+        let save = Save::new(device.clone())?;
 
         fsleep(device.latency);
         *device.text.lock() = text;
-        // The text is read from its beginning.
+        device.saves.enqueue(save);
+        // The next read begins at the start of the text.
         *kiocb.ki_pos_mut() = 0;
         Ok(length)
     }
 }
 
-/// Keeps the device until this is dropped, if it is not removed before.
+/// Keeps the device plugged in, until this is dropped or the device is removed.
 struct Plugged;
 
 impl Plugged {
     fn new(latency_ms: u32) -> Result<Self> {
         let device = UniquePercpuRef::new(
-            pin_init!(Device {
+            try_pin_init!(Device {
                 text <- new_mutex!(KVVec::new()),
                 latency: Delta::from_millis(latency_ms.into()),
-            }),
+                saved: Atomic::new(0),
+                saves: SaveQueue::new()?,
+            }? Error),
             GFP_KERNEL,
         )?;
         DEVICE.replace(Some(device.into()));
@@ -173,7 +271,8 @@ impl Drop for Plugged {
     }
 }
 
-/// In this order they are dropped: nobody opens the device any more, then it is removed.
+/// The fields are dropped in this order: first the file can be opened no more, then the device is
+/// removed.
 #[pin_data]
 struct Sample {
     #[pin]
@@ -183,7 +282,7 @@ struct Sample {
 
 impl kernel::InPlaceModule for Sample {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        // Up to 7.2 a parameter's value is a reference.
+        // Up to 7.2, a parameter's value is a reference.
         let latency_ms: u32 = *core::borrow::Borrow::borrow(&module_parameters::latency_ms.value());
         let name = c"percpu_ref_sample";
 
