@@ -1,44 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * C code with references to an object in Rust; see percpu_ref_from_c.rs.
+ * C code that uses a Rust object: see percpu_ref_from_c.rs. It gets a reference, uses the object in
+ * a timer, and puts the reference.
  */
 
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/errno.h>
 #include <linux/jiffies.h>
+#include <linux/printk.h>
 #include <linux/timer.h>
 
-/* In Rust. */
-void *percpu_ref_sample_get(void *ticks);
-void percpu_ref_sample_tick(void *ticks);
-void percpu_ref_sample_put(void *ticks);
+#include "percpu_ref_from_c.h"
 
-/* For Rust. */
-void percpu_ref_c_user_start(void *ticks);
-void percpu_ref_c_user_stop(void);
+#define TICKS 3
 
-static struct user {
-	struct timer_list timer;
-	void *mine, *of_timer;
-} user;
+/* The reference of the timer. Only the timer uses it, and after the timer was shut down, stop(). */
+static void *meter;
 
-static void tick(struct timer_list *timer)
+static void on_timer(struct timer_list *timer)
 {
-	percpu_ref_sample_tick(user.of_timer);
-	mod_timer(timer, jiffies + 1);
+	u64 ticks = percpu_ref_from_c_use(meter);
+
+	pr_info("tick %llu\n", ticks);
+	if (ticks < TICKS) {
+		mod_timer(timer, jiffies + HZ / 20);
+		return;
+	}
+	percpu_ref_from_c_put(meter);
+	meter = NULL;
 }
 
-/* Takes over the reference. */
-void percpu_ref_c_user_start(void *ticks)
+static DEFINE_TIMER(timer, on_timer);
+
+int percpu_ref_from_c_start(void)
 {
-	user.mine = ticks;
-	user.of_timer = percpu_ref_sample_get(ticks);
-	timer_setup(&user.timer, tick, 0);
-	mod_timer(&user.timer, jiffies + 1);
+	meter = percpu_ref_from_c_get();
+	if (!meter)
+		return -ENODEV;
+	mod_timer(&timer, jiffies + HZ / 20);
+	return 0;
 }
 
-void percpu_ref_c_user_stop(void)
+/*
+ * The reference keeps the Rust object, but it does not keep the module. This must wait until
+ * on_timer() has returned.
+ */
+void percpu_ref_from_c_stop(void)
 {
-	timer_shutdown_sync(&user.timer);
-	percpu_ref_sample_put(user.of_timer);
-	percpu_ref_sample_tick(user.mine);
-	percpu_ref_sample_put(user.mine);
+	timer_shutdown_sync(&timer);
+	if (meter)
+		percpu_ref_from_c_put(meter);
+	meter = NULL;
 }
