@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The right to cancel ends with sharing: it goes where the unshared reference goes.
+//! Sharing consumes the unshared reference, so it cannot be cancelled after that.
 //!
 //! error[E0382]
 

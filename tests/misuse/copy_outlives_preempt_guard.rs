@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Without the guard the task may move to another CPU, and the copy be somebody else's.
+//! Without the guard, the task may move to another CPU, and the copy belongs to the CPU it left.
 //!
 //! error[E0505]
 

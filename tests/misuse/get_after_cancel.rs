@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! After cancelling there is nothing left to be shared and got.
+//! Cancelling consumes the object, so it cannot be shared after that.
 //!
 //! error[E0382]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! There are two kinds of references, and the library relies on what they mean.
+//! The library relies on what the two kinds mean, so no other crate can add one.
 //!
 //! error[E0277]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a lookup comes upon is in memory only as long as the read-side critical section lasts.
+//! The object that a lookup finds stays in memory as long as the read-side critical section.
 //!
 //! error[E0061]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A put is the end of the guard, so there is none to be put again.
+//! A put consumes the guard, so it cannot be put again.
 //!
 //! error[E0382]
 

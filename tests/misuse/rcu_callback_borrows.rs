@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is given to RCU comes back after its maker may have returned.
+//! The RCU callback may run after the function that made the object has returned.
 //!
 //! error[E0521]
 

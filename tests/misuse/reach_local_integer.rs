@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A CPU changes its integer while others look on, so no reference to it is to be had.
+//! A CPU changes its integer while other CPUs read it, so there can be no reference to it.
 //!
 //! error[E0616]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An object may outlive whoever made it, so neither it nor its release borrows anything.
+//! An object may outlive the function that made it, so neither it nor its release can borrow.
 //!
 //! error[E0478]
 

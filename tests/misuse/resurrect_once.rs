@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An object that lives once may be gone when it is to live again.
+//! An object that lives once may be dropped already, so it cannot be resurrected.
 //!
 //! error[E0599]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whoever gets the whole drops the copies on his thread.
+//! The thread that gets a `PerCpu` drops the copies.
 //!
 //! error[E0277]
 
@@ -9,7 +9,7 @@ use percpu_ref::percpu::PerCpu;
 pub struct Raw(pub *mut u32);
 
 #[cfg(not(misuse))]
-// SAFETY: Nobody dereferences it.
+// SAFETY: The pointer is never dereferenced.
 unsafe impl Send for Raw {}
 
 fn on_other_thread<T: Send>(_: T) {}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An interrupt on this CPU may have the same reference, so the copies must be fit to be shared.
+//! An interrupt on the local CPU may have the same reference, so the copies must be `Sync`.
 //!
 //! error[E0599]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is given to RCU is RCU's.
+//! RCU owns an object that was given to it.
 //!
 //! error[E0382]
 

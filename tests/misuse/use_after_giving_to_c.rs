@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A reference that was given to C is C's, and has to be borrowed from there.
+//! C owns a reference that was given to it, so Rust can only borrow it.
 //!
 //! error[E0382]
 

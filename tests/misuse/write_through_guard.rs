@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Others have the same object: a guard only shares it.
+//! Other threads may have guards of the same object, so a guard only shares it.
 //!
 //! error[E0594]
 

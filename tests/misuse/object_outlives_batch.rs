@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A batch may give its last reference away, so the object that it shows cannot be used after that.
+//!
+//! error[E0502]
+
+use percpu_ref::{
+    Counted,
+    PercpuRefBatch, //
+};
+
+pub struct Queue {
+    depth: u32,
+}
+
+impl Counted for Queue {}
+
+pub fn depth(batch: &mut PercpuRefBatch<Queue>) -> Option<u32> {
+    let queue = batch.value()?;
+    #[cfg(misuse)]
+    drop(batch.take());
+    Some(queue.depth)
+}

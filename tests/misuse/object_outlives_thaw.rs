@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A thawed object may be gone, since its owner may have dropped the handle meanwhile.
+//!
+//! error[E0505]
+
+use percpu_ref::{
+    Counted,
+    Frozen, //
+};
+
+pub struct Queue {
+    depth: u32,
+}
+
+impl Counted for Queue {}
+
+pub fn resume(frozen: Frozen<Queue>) -> u32 {
+    let depth = &frozen.value().depth;
+    #[cfg(misuse)]
+    drop(frozen);
+    *depth
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Only a reference to the expected object keeps another object from taking over its address.
+//!
+//! error[E0308]
+
+use percpu_ref::{
+    Counted,
+    PercpuRef,
+    PercpuRefGuard,
+    RcuPercpuRef, //
+};
+
+pub struct Route;
+
+impl Counted for Route {}
+
+pub fn change(
+    place: &RcuPercpuRef<Route>,
+    route: &PercpuRefGuard<Route>,
+    new: PercpuRef<Route>,
+) -> bool {
+    #[cfg(misuse)]
+    let expected: &Route = route;
+    #[cfg(not(misuse))]
+    let expected = route;
+    place.replace_if(expected, Some(new)).is_ok()
+}
