@@ -270,7 +270,8 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// # Context
     ///
     /// Sleeps, so must be called from process context. A thread that holds a [`PercpuRefGuard`] of
-    /// the object waits for itself.
+    /// the object waits for itself. So may one that holds a guard of an object which was put into
+    /// the place later: a call that finds the place empty waits for all calls that are under way.
     #[doc(alias("percpu_ref_kill", "wait_for_completion"))]
     pub fn remove(&self) -> bool {
         // Before the place is seen to be empty, by the `Full` in `replace()`.

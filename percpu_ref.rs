@@ -240,7 +240,7 @@ pub trait Counted: Send + Sync + Sized + 'static {
 
     /// Confirms a kill: no [`PercpuRef::try_get_live`] on any CPU will succeed, until the reference
     /// is resurrected. Called once for each [`PercpuRef::kill_and_confirm`] that returned `true`,
-    /// before the release.
+    /// before the release; if the reference was frozen already, possibly after it.
     ///
     /// References that were got before may still be held, and [`PercpuRef::try_get`] succeeds as
     /// long as there is one.
@@ -883,7 +883,7 @@ impl<T: Counted> PercpuRef<T, Reinit> {
     ///
     /// Must be called from process context. If nothing can be under way that it would wait for, can
     /// be called from any context except NMI. That is so in [`Counted::release`], unless another
-    /// thread resurrects or switches the reference at the same time.
+    /// thread switches, resurrects, or confirms the kill of a frozen reference at the same time.
     #[doc(alias = "percpu_ref_reinit")]
     pub fn reinit(&self) -> Result {
         // SAFETY: By the type invariant, this is such an object, and `self` its handle.

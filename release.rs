@@ -86,7 +86,7 @@ unsafe impl Sync for Spawner {}
 static SPAWNER: Spawner = Spawner(Opaque::uninit());
 
 /// The threads that were created and whose exit was not waited for. Only the spawner changes it,
-/// which does not run in two threads at once, and `Queue::drop()` after the last run.
+/// which does not run in two threads at once, and [`stop`] after the last run.
 static THREADS: Atomic<usize> = Atomic::new(0);
 
 /// Initialises the lock of this file.
@@ -239,12 +239,25 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: `new()` allocated the workqueue. There are no objects left to be released.
-        unsafe { bindings::destroy_workqueue(QUEUE.xchg(ptr::null_mut(), Relaxed)) };
-        while THREADS.load(Relaxed) != 0 {
-            // SAFETY: We are in process context. A thread that has no release exits.
-            unsafe { rust_percpu_ref_wait_for_release_thread() };
-            THREADS.fetch_sub(1, Relaxed);
-        }
+        stop();
+    }
+}
+
+/// Waits until all release threads are gone. No objects must be left.
+///
+/// # Context
+///
+/// Sleeps, so must be called from process context.
+pub(crate) fn stop() {
+    let queue = QUEUE.xchg(ptr::null_mut(), Relaxed);
+    if queue.is_null() {
+        return;
+    }
+    // SAFETY: `Queue::new()` allocated the workqueue, and no object is left to be released.
+    unsafe { bindings::destroy_workqueue(queue) };
+    while THREADS.load(Relaxed) != 0 {
+        // SAFETY: We are in process context. A thread that has no release exits.
+        unsafe { rust_percpu_ref_wait_for_release_thread() };
+        THREADS.fetch_sub(1, Relaxed);
     }
 }

@@ -548,19 +548,15 @@ impl Count {
     /// `this` must be the beginning of an object for which [`Count::freeze`] was called. The caller
     /// must not use the object after this.
     pub(crate) unsafe fn thaw(this: NonNull<Self>) {
-        // SAFETY: The freezer keeps the memory, and after the change of the state, the hold that
-        // replaces it in the same step.
-        let result = unsafe {
+        // The freezer keeps the reference dead, so the change does not fail.
+        //
+        // SAFETY: The freezer keeps the memory until the state is changed.
+        let _ = unsafe {
             Self::follow(this, |state| {
                 let is_full = state & FREEZERS == FREEZERS;
-                Ok(LIFE + if is_full { state } else { state - FREEZER })
+                Ok(if is_full { state } else { state - FREEZER })
             })
         };
-        // The freezer has kept the reference dead, so the change does not fail.
-        if result.is_ok() {
-            // SAFETY: This is the hold that replaced the freezer.
-            unsafe { Self::drop_hold(this, LIFE, 0) };
-        }
     }
 
     /// Changes the state of a dead reference to what `new` makes of it, and lets another life begin
@@ -609,8 +605,11 @@ impl Count {
                     Ok(to) => to | REVIVING,
                     Err(error) => break Some(Err(error)),
                 };
+                // With a hold of our own until the end. It is added in the same step, so that a
+                // killer that leaves the rest to us waits for the life that it has killed.
+                //
                 // `Full`: see the head of this file.
-                match count.state.cmpxchg(state, to, Full) {
+                match count.state.cmpxchg(state, to + LIFE, Full) {
                     Ok(_) => break Some(Ok(to)),
                     Err(found) => state = found,
                 }
@@ -630,6 +629,10 @@ impl Count {
             // and the reference is closed.
             unsafe { Self::set_idle(this, word) };
             wake_up(&raw const count.word);
+            if result.is_ok() {
+                // SAFETY: The hold was added with the change of the state.
+                unsafe { Self::drop_hold(this, LIFE, 0) };
+            }
             return result.map(drop);
         }
 
@@ -647,9 +650,11 @@ impl Count {
         // later sees that `DEAD` was cleared: both are `Full`.
         let old = change(&count.state, |state| Some(state & !REVIVING));
         if old.is_ok_and(|state| state & KILLING != 0) {
-            // SAFETY: The caller has a hold. The state is dead, and `KILLING` keeps it so.
+            // SAFETY: We have a hold. The state is dead, and `KILLING` keeps it so.
             unsafe { Self::end_killed(this, KILLING) };
         }
+        // SAFETY: The hold was added with the change of the state.
+        unsafe { Self::drop_hold(this, LIFE, 0) };
         Ok(())
     }
 }

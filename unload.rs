@@ -18,7 +18,9 @@
 //!    put, since its release function will be gone,
 //! 5. if the module had objects, waits for RCU Tasks: a task that put the last reference may not
 //!    have returned from the module's function yet. `synchronize_rcu_tasks()` waits for each task
-//!    that was preempted there, until it sleeps, returns to user space or ends.
+//!    that was preempted there, until it sleeps, returns to user space or ends. (A kernel that
+//!    preempts has `TASKS_RCU` if it can trace, probe or run BPF programs. Without it, this step
+//!    waits for a grace period only.)
 //!
 //! The notifier chain is held for reading meanwhile. A thread that registers a module notifier then
 //! waits for us, and all loading and unloading waits for that thread. Hence step 2 has a bound.
@@ -257,15 +259,20 @@ impl Class {
     }
 
     /// Enters the module's functions, which stay in memory until the returned value is dropped.
-    /// Returns `None` if they are gone. The caller must have an object of this class.
+    /// Returns `None` if they are gone. The caller must have an object of this class, or use the
+    /// name of the type alone.
     pub(crate) fn enter(&self) -> Option<Running<'_>> {
         let mut old = self.running.load(Relaxed);
         while old & CLOSED == 0 {
             // `Acquire` pairs with the `Full` in `close()`, on the same variable: either `close()`
             // comes second and waits for us, or we find `CLOSED`, and do not delay it.
             match self.running.cmpxchg(old, old + 1, Acquire) {
-                // INVARIANT: Counted, and `close()` waits for the count to fall to zero.
-                Ok(_) => return Some(Running(self)),
+                Ok(_) => {
+                    // INVARIANT: Counted, and `close()` waits for the count to fall to zero.
+                    let running = Running(self);
+                    // For messages, a thread may come here after its object is gone.
+                    return (!rcu::read_once(&self.ops).is_null()).then_some(running);
+                }
                 Err(found) => old = found,
             }
         }
@@ -387,7 +394,9 @@ impl PinnedDrop for Notifier {
         unsafe { rust_percpu_ref_unregister_module_notifier(self.block.get()) };
 
         // All users are modules that depend on this one, so they are gone. What they killed last
-        // may have left callbacks of the library itself.
+        // may have left threads and callbacks of the library itself, and a thread may queue a
+        // callback.
+        release::stop();
         rcu::barrier();
         rcu::set_not_ready();
     }
