@@ -19,15 +19,15 @@
 //! [`Count::state`] says whether the reference must be dead ([`is_dead`]): it was killed, or there
 //! is a freezer. [`DEAD`] follows. A thread that makes the state dead calls [`Count::begin_end`]
 //! after that. A state becomes alive only in [`Count::follow`], by the owner of [`BUSY`] while
-//! [`DEAD`] is set, which then clears [`DEAD`] and looks at the state again. All of these steps are
-//! fully ordered, so of two threads that go in opposite directions, at least one sees what the
-//! other has done, and the last state wins.
+//! [`DEAD`] is set, which then clears [`DEAD`]. All of these steps are fully ordered, so of two
+//! threads that go in opposite directions, at least one sees what the other has done, and the last
+//! state wins.
 //!
 //! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`]
 //! says that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive.
 //! [`REVIVING`] says that a thread has made the state alive and has not cleared [`DEAD`] yet. A
-//! killer that finds one of them leaves the rest to the thread that has it. A freezer needs neither:
-//! it keeps the state dead by itself.
+//! killer that finds one of them leaves the rest to the thread that has it. A freezer needs
+//! neither: it keeps the state dead by itself.
 //!
 //! # The end of a transition
 //!
@@ -280,8 +280,8 @@ impl Count {
         }
     }
 
-    /// Calls the confirmation of the kill, if it is owed, the reference is closed, and no transition
-    /// is under way. If one is, its owner calls it.
+    /// Calls the confirmation of the kill, if it is owed, the reference is closed, and no
+    /// transition is under way. If one is, its owner calls it.
     ///
     /// # Safety
     ///
@@ -290,9 +290,9 @@ impl Count {
         // SAFETY: By the safety requirements of this function, the object is there.
         let count = unsafe { this.as_ref() };
         loop {
-            // `Acquire`, after an operation of the caller that was `Full`: this pairs with the killer
-            // and with `set_idle()`. Either the killer sees here that `BUSY` was cleared, or the
-            // thread that has cleared it sees that a confirmation is owed.
+            // `Acquire`, after an operation of the caller that was `Full`: this pairs with the
+            // killer and with `set_idle()`. Either the killer sees here that `BUSY` was cleared, or
+            // the thread that has cleared it sees that a confirmation is owed.
             let word = count.word.load(Acquire);
             if word & (DEAD | BUSY) != DEAD || count.state.load(Acquire) & CONFIRM == 0 {
                 return;
@@ -338,8 +338,8 @@ impl Count {
     /// caller must own [`BUSY`], and gives it up. If `word` has [`DEAD`], the reference must be
     /// closed.
     unsafe fn set_idle(this: NonNull<Self>, word: usize) {
-        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by it
-        // that the mode is another.
+        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by
+        // it that the mode is another.
         //
         // SAFETY: By the safety requirements of this function, the object is there.
         unsafe {
@@ -566,9 +566,10 @@ impl Count {
     /// # Safety
     ///
     /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has a
-    /// hold of until this returns. `new` may replace that hold by another one.
+    /// hold of until the state is changed. `new` may take that hold away, if the caller does not
+    /// use the object after this.
     unsafe fn follow(this: NonNull<Self>, new: impl Fn(u64) -> Result<u64>) -> Result {
-        // SAFETY: The caller has a hold.
+        // SAFETY: The caller has a hold, and after the state was changed, we have one.
         let count = unsafe { this.as_ref() };
 
         let (word, result) = loop {
@@ -637,13 +638,13 @@ impl Count {
         }
 
         if is_zero(update(&count.atomic, value::revive)) {
-            // The last life has ended, so this one needs a hold of its own. `Relaxed`: the caller
-            // has one, too, so nothing ends meanwhile.
+            // The last life has ended, so this one needs a hold of its own. `Relaxed`: we have one,
+            // too, so nothing ends meanwhile.
             count.state.add(LIFE, Relaxed);
         }
         // The counters are zero, as for `switch_to_percpu()`.
         //
-        // SAFETY: The caller has a hold of an object that lives more than once. We own `BUSY`.
+        // SAFETY: We have a hold of an object that lives more than once, and own `BUSY`.
         unsafe { Self::set_idle(this, word & !DEAD) };
         wake_up(&raw const count.word);
         // A killer that came before this has set `KILLING` and left the rest to us. One that comes
