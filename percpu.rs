@@ -197,8 +197,7 @@ impl<T> PerCpu<T> {
         let size = size_of::<T>().max(1);
 
         // SAFETY: Size and alignment are in the allocator's limits.
-        let ptr = unsafe { rust_percpu_ref_alloc_percpu_gfp(size, align_of::<T>(), gfp_t(gfp)) };
-        NonNull::new(ptr).ok_or(AllocError)
+        unsafe { alloc_zeroed(size, align_of::<T>(), gfp) }
     }
 
     /// Allocates per-CPU memory and fills each possible CPU's copy with what `init` returns for it:
@@ -386,6 +385,27 @@ unsafe fn copy_of<T>(ptr: NonNull<c_void>, cpu: CpuId) -> NonNull<T> {
 
     // SAFETY: The copy of a possible CPU has an address, so this is not null.
     unsafe { NonNull::new_unchecked(copy.cast()) }
+}
+
+/// Allocates zeroed memory on each possible CPU.
+///
+/// This function is out of line because its mangled name changes with the library. The kernel
+/// thereby refuses to load a user of [`PerCpu`] that was built against another library, even if the
+/// user otherwise needs only the helpers in C, whose names never change.
+///
+/// # Safety
+///
+/// `size` must not be zero. `size` and `align` must be within the limits of the allocator.
+#[inline(never)]
+unsafe fn alloc_zeroed(
+    size: usize,
+    align: usize,
+    gfp: Flags,
+) -> Result<NonNull<c_void>, AllocError> {
+    // SAFETY: By the safety requirements of this function, the allocator accepts `size` and
+    // `align`.
+    let ptr = unsafe { rust_percpu_ref_alloc_percpu_gfp(size, align, gfp_t(gfp)) };
+    NonNull::new(ptr).ok_or(AllocError)
 }
 
 /// Drops the first `filled` possible CPUs' values, then frees the memory.
