@@ -183,7 +183,7 @@ impl Counted for Late {}
 /// Asks for an object when the module may be at its end; called by a thread of `unload_holder.rs`.
 fn ask_too_late() {
     // Until after the library has given up waiting.
-    fsleep(Delta::from_millis(1000));
+    fsleep(Delta::from_millis(2000));
     match UniquePercpuRef::new(Late, GFP_KERNEL) {
         Ok(_) => pr_info!("got one more object\n"),
         Err(error) => pr_info!("refused one more object: {}\n", error.to_errno()),
