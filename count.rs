@@ -124,8 +124,10 @@ const _: () = assert!(align_of::<Local<u64>>() > ATOMIC);
 /// In [`Count::state`]: one life that has not ended, or one thread that must keep the memory for a
 /// moment.
 ///
-/// All lives but the current one have a thread or an interrupt inside their release, and there are
-/// fewer than 2^24 of those (`PID_MAX_LIMIT` is 2^22).
+/// All lives but the current one are inside their release on some stack, and each thread that
+/// revives has one more. There are at most 2^22 threads (`PID_MAX_LIMIT`), and a release that
+/// revives and kills again nests on its own stack only a few times. If releases never return, a
+/// carry goes to the freezers, which keep the memory, too.
 const LIFE: u64 = 1 << 0;
 /// In [`Count::state`]: the number of lives.
 const LIVES: u64 = (1 << 24) - LIFE;
@@ -200,7 +202,8 @@ pub(crate) enum Start {
 ///   and passes it to the one that closes the reference.
 /// - `class` counts this object until the object is dropped.
 /// - The memory that the count is in came from `kmalloc()`. It is freed when the last of [`HOLDS`]
-///   is gone, after a grace period if it is [`PUBLISHED`], and not if it is [`LEAKED`].
+///   is gone, after a grace period if it is [`PUBLISHED`] or [`REINIT`] and on PREEMPT_RT, and not
+///   if it is [`LEAKED`].
 /// - `rcu` is used by the owner of [`BUSY`], and when there are no holds, by the one that dropped
 ///   the last. `link` is used by the one that ended the life of an object that lives once.
 pub(crate) struct Count {
@@ -649,7 +652,10 @@ impl Count {
         let value = self.atomic.load(Acquire);
         let is_atomic = word & FORCE != 0 && word & BUSY == 0 && self.word.load(Relaxed) == word;
         if is_atomic || !value::is_open(value) {
-            value::references(value).and_then(|n| usize::try_from(n).ok())
+            // More than there can be: the mode has changed in between.
+            value::references(value)
+                .filter(|&n| n <= value::LIMIT)
+                .and_then(|n| usize::try_from(n).ok())
         } else {
             None
         }
@@ -684,20 +690,15 @@ impl Count {
 
     /// Formats a handle called `name` for [`fmt::Debug`].
     pub(crate) fn fmt_as<T>(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (state, mode) = self.describe();
-
-        f.debug_struct(name)
-            .field("of", &core::any::type_name::<T>())
-            .field("state", &state)
-            .field("mode", &mode)
-            .field("references", &self.references())
-            .finish()
+        fmt_described::<T>(name, self.describe(), self.references(), f)
     }
 
     /// Sleeps until all lives have ended, or for `timeout` at most. The caller must have a hold.
     ///
     /// A wait that lasts is logged after ten seconds, and then at twice the interval each time.
     pub(crate) fn wait_released(&self, until: Until, timeout: Option<Delta>) -> Result {
+        // A negative one could not be subtracted from.
+        let timeout = timeout.map(|timeout| timeout.max(Delta::ZERO));
         let start = Instant::<Monotonic>::now();
         let mut interval = Delta::from_secs(10);
         let mut next_message = interval;
@@ -780,7 +781,7 @@ impl Count {
 ///
 /// # Invariants
 ///
-/// Owns the memory. Other threads only read `word` and `atomic`.
+/// Owns the memory. Other threads only read `word`, `atomic` and `state`.
 struct Remains(NonNull<Count>);
 
 // SAFETY: The memory may be freed on any thread.
@@ -809,6 +810,21 @@ unsafe impl RcuPointer for Remains {
         // readers.
         unsafe { Count::free(self.0) };
     }
+}
+
+/// Formats what [`Count::describe`] and [`Count::references`] returned.
+pub(crate) fn fmt_described<T>(
+    name: &str,
+    (state, mode): (&'static str, &'static str),
+    references: Option<usize>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    f.debug_struct(name)
+        .field("of", &core::any::type_name::<T>())
+        .field("state", &state)
+        .field("mode", &mode)
+        .field("references", &references)
+        .finish()
 }
 
 /// Returns the time in seconds, for messages.

@@ -234,7 +234,8 @@ impl<T: Counted> PercpuRefBatch<T> {
         Some(unsafe { Self::new(self.inner, n) })
     }
 
-    /// Puts one reference in. Gives it back if the batch has references to another object.
+    /// Puts one reference in. Gives it back if the batch has references to another object, or has
+    /// `usize::MAX` references.
     #[inline]
     pub fn put_back(&mut self, guard: PercpuRefGuard<T>) -> Result<(), PercpuRefGuard<T>> {
         self.merge(guard.into()).map_err(|batch| {
@@ -244,7 +245,7 @@ impl<T: Counted> PercpuRefBatch<T> {
     }
 
     /// Puts all references of `other` in. Gives it back if the two have references to different
-    /// objects.
+    /// objects, or more than `usize::MAX` references together.
     #[inline]
     pub fn merge(&mut self, other: Self) -> Result<(), Self> {
         if other.is_empty() {

@@ -26,7 +26,10 @@ use kernel::{
 };
 
 use crate::{
-    count::Count,
+    count::{
+        fmt_described,
+        Count, //
+    },
     wait::{
         wait_event,
         wake_up,
@@ -160,7 +163,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
 
     /// Returns the object that is in this place, or was when the critical section began, and its
     /// count. The object may be gone, and its hold, too: the count is there to be asked for
-    /// references, and for nothing else.
+    /// references and for its state, and for nothing else.
     #[inline]
     fn find<'a>(&self, _section: &'a Guard) -> Option<(NonNull<Inner<T>>, &'a Count)> {
         // `Acquire` pairs with the `Full` in `replace()`: the object is seen as it was made.
@@ -199,7 +202,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     ///
     /// # Context
     ///
-    /// Can be called from any context.
+    /// Can be called from any context except NMI.
     #[doc(alias("rcu_replace_pointer", "rcu_assign_pointer"))]
     pub fn replace(&self, new: Option<PercpuRef<T, K>>) -> Option<PercpuRef<T, K>> {
         let new = new.map_or(ptr::null_mut(), Self::published);
@@ -216,7 +219,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     ///
     /// # Context
     ///
-    /// Can be called from any context.
+    /// Can be called from any context except NMI.
     #[doc(alias("cmpxchg", "rcu_assign_pointer"))]
     pub fn insert(&self, new: PercpuRef<T, K>) -> Result<(), PercpuRef<T, K>> {
         let new = Self::published(new);
@@ -237,7 +240,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     ///
     /// # Context
     ///
-    /// Can be called from any context.
+    /// Can be called from any context except NMI.
     #[doc(alias("cmpxchg", "rcu_assign_pointer"))]
     pub fn replace_if(
         &self,
@@ -298,9 +301,14 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
 
 impl<T: Counted, K: Kind> fmt::Debug for RcuPercpuRef<T, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let section = kernel::sync::rcu::read_lock();
-        match self.find(&section) {
-            Some((_, count)) => count.fmt_as::<T>("RcuPercpuRef", f),
+        // The formatter may sleep, so it is not called in the critical section.
+        let found = {
+            let section = kernel::sync::rcu::read_lock();
+            self.find(&section)
+                .map(|(_, count)| (count.describe(), count.references()))
+        };
+        match found {
+            Some((names, references)) => fmt_described::<T>("RcuPercpuRef", names, references, f),
             None => f.write_str("RcuPercpuRef { empty }"),
         }
     }

@@ -240,7 +240,9 @@ pub trait Counted: Send + Sync + Sized + 'static {
 
     /// Confirms a kill: no [`PercpuRef::try_get_live`] on any CPU will succeed, until the reference
     /// is resurrected. Called once for each [`PercpuRef::kill_and_confirm`] that returned `true`,
-    /// before the release; if the reference was frozen already, possibly after it.
+    /// before the release of the life that
+    /// the kill ends. The life of a frozen reference has ended already, and a wait for the release
+    /// does not wait for its confirmation.
     ///
     /// References that were got before may still be held, and [`PercpuRef::try_get`] succeeds as
     /// long as there is one.
@@ -251,8 +253,8 @@ pub trait Counted: Send + Sync + Sized + 'static {
     ///
     /// Called from softirq or a kernel thread of RCU's with bottom halves disabled; for a
     /// [`Reinit`] reference also from [`PercpuRef::kill_and_confirm`] or another operation on the
-    /// reference. Must not sleep. Must not switch, freeze or resurrect this reference, since those
-    /// wait for the confirmation.
+    /// reference. Must not sleep. Must not switch, freeze, thaw or resurrect this reference, since
+    /// those wait for the confirmation.
     #[doc(alias = "confirm_kill")]
     fn confirmed(&self) {}
 
@@ -264,8 +266,8 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// # Context
     ///
     /// Called from softirq or a kernel thread of RCU's with bottom halves disabled, or from
-    /// [`PercpuRef::switch_to_atomic`]. Must not sleep. Must not switch, freeze or resurrect this
-    /// reference, since those wait for the confirmation. May kill it.
+    /// [`PercpuRef::switch_to_atomic`]. Must not sleep. Must not switch, freeze, thaw or resurrect
+    /// this reference, since those wait for the confirmation. May kill it.
     #[doc(alias = "confirm_switch")]
     fn switched(&self) {}
 }
@@ -578,8 +580,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     ///
     /// A kill does not make this fail, nor does its confirmation, as long as there are references:
     /// use [`try_get_live`](Self::try_get_live) to begin something new, and this to get at
-    /// something that was begun. Also fails if there were ever more than 2^60 references, so that
-    /// the object is leaked.
+    /// something that was begun. In atomic mode and after the kill, also fails if there were ever
+    /// more than 2^60 references, so that the object is leaked.
     ///
     /// Orders no other memory access.
     ///

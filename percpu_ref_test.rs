@@ -245,6 +245,7 @@ suite!(CASES = percpu_ref [
     places_in_a_table,
     switch_is_confirmed_first,
     debug_tells_state,
+    debug_runs_outside_of_sections,
     stress,
     long_wait_is_told,
 ]);

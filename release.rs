@@ -163,8 +163,8 @@ unsafe extern "C" fn spawn(_work: *mut bindings::work_struct) {
         while unsafe { rust_percpu_ref_release_thread_has_exited() } {
             THREADS.fetch_sub(1, Relaxed);
         }
-        // There is no memory, or there are too many threads. Neither lasts, and to run the release
-        // here would let it wait for those behind it.
+        // There is no memory, or there are too many threads. This tries again, and does not run the
+        // release here, where it might wait for those behind it.
         while create_thread(link).is_err() {
             fsleep(Delta::from_millis(100));
         }

@@ -18,7 +18,8 @@
 //!    put, since its release function will be gone,
 //! 5. if the module had objects, waits for RCU Tasks: a task that put the last reference may not
 //!    have returned from the module's function yet. `synchronize_rcu_tasks()` waits for each task
-//!    that was preempted there, until it sleeps, returns to user space or ends. (A kernel that
+//!    that was preempted there, until it sleeps, returns to user space or ends. On PREEMPT_RT, to
+//!    wait for a lock that sleeps counts as sleep. (A kernel that
 //!    preempts has `TASKS_RCU` if it can trace, probe or run BPF programs. Without it, this step
 //!    waits for a grace period only.)
 //!
@@ -268,10 +269,11 @@ impl Class {
             // comes second and waits for us, or we find `CLOSED`, and do not delay it.
             match self.running.cmpxchg(old, old + 1, Acquire) {
                 Ok(_) => {
-                    // INVARIANT: Counted, and `close()` waits for the count to fall to zero.
-                    let running = Running(self);
+                    // INVARIANT: Counted. If `ops` is none to be called, the value is dropped here.
+                    let ops = rcu::read_once(&self.ops);
+                    let running = Running { class: self, ops };
                     // For messages, a thread may come here after its object is gone.
-                    return (!rcu::read_once(&self.ops).is_null()).then_some(running);
+                    return (!ops.is_null() && ops != ABANDONED).then_some(running);
                 }
                 Err(found) => old = found,
             }
@@ -306,8 +308,12 @@ impl Class {
             return;
         }
 
-        self.running.store(0, Relaxed);
-        // `Release` pairs with the `Acquire` in `find()`: the next user sees `running` as zero.
+        // A thread that enters from now on, for a message, finds nothing to call. `Release` pairs
+        // with the `Acquire` in `enter()`.
+        self.ops.store(ABANDONED, Relaxed);
+        self.running.store(0, Release);
+        // `Release` pairs with the `Acquire` in `find()`: the next user sees `running` without
+        // `CLOSED`.
         self.ops.store(ptr::null_mut(), Release);
     }
 }
@@ -316,23 +322,26 @@ impl Class {
 ///
 /// # Invariants
 ///
-/// The thread is counted in the class's `running`.
-pub(crate) struct Running<'a>(&'a Class);
+/// The thread is counted in the class's `running`, and found `ops` in the class after that, neither
+/// null nor [`ABANDONED`]. So `ops` is valid: [`Class::close`] has changed it before, or waits.
+pub(crate) struct Running<'a> {
+    class: &'a Class,
+    ops: *mut Ops,
+}
 
 impl Running<'_> {
     /// What may be called.
     pub(crate) fn ops(&self) -> &Ops {
-        // SAFETY: `enter()` found the class open, and its caller has an object, so by the invariant
-        // of `Class` the `ops` are valid. As we are counted, they stay so.
-        unsafe { &*rcu::read_once(&self.0.ops) }
+        // SAFETY: By the type invariant, `ops` is valid.
+        unsafe { &*self.ops }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         // `Release` pairs with the acquire load of the waiter in `close()`.
-        if self.0.running.fetch_sub(1, Release) == CLOSED + 1 {
-            wake_up(&raw const self.0.running);
+        if self.class.running.fetch_sub(1, Release) == CLOSED + 1 {
+            wake_up(&raw const self.class.running);
         }
     }
 }
@@ -489,9 +498,10 @@ unsafe fn module_going(module: *mut bindings::module, timeout: Delta) {
         });
     }
 
-    let has_objects = classes().next().is_some();
     // SAFETY: By the safety requirements of this function, the exit function has returned.
     unsafe { rcu::close_module(module) };
+    // Only now, since a callback may have made the first object.
+    let has_objects = classes().next().is_some();
     for (class, ops) in classes() {
         class.close(ops, name);
     }

@@ -245,6 +245,7 @@ pub(super) fn waits_end() -> Result<Outcome> {
     check!(thing.kill_and_wait_timeout(Delta::from_millis(20)) == Err(ETIMEDOUT));
     check!(thing.is_dying());
     check!(thing.kill_and_wait_timeout(Delta::from_millis(0)) == Err(ETIMEDOUT));
+    check!(thing.wait_released_timeout(Delta::from_nanos(i64::MIN)) == Err(ETIMEDOUT));
 
     // 1: the thread waits. 2: it has returned with `EINTR`.
     let step = Arc::new(Atomic::new(0), GFP_KERNEL)?;
@@ -607,5 +608,36 @@ pub(super) fn debug_tells_state() -> Result<Outcome> {
     says(&place, "percpu_ref_test::Thing")?;
     drop(place);
     wait_for(|| THINGS.load(Relaxed) == 0)?;
+    Ok(Passed)
+}
+
+/// A formatter that ends the object that it is told of, and sleeps for that.
+struct Ender<'a> {
+    place: &'a RcuPercpuRef<Thing>,
+    result: Result,
+}
+
+impl core::fmt::Write for Ender<'_> {
+    fn write_str(&mut self, _text: &str) -> core::fmt::Result {
+        if let Some(old) = self.place.replace(None) {
+            self.result = old.kill_and_wait_timeout(Delta::from_secs(5));
+        }
+        Ok(())
+    }
+}
+
+/// `Debug` calls the formatter where it may sleep, and may end the object.
+pub(super) fn debug_runs_outside_of_sections() -> Result<Outcome> {
+    use core::fmt::Write;
+
+    let (thing, events) = Thing::shared()?;
+    let place = RcuPercpuRef::from(thing);
+    let mut ender = Ender {
+        place: &place,
+        result: Err(EIO),
+    };
+    check!(write!(ender, "{:?}", kernel::fmt::Adapter(&place)).is_ok());
+    check!(ender.result == Ok(()));
+    check_end(&events, 0, 1)?;
     Ok(Passed)
 }
