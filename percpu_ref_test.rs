@@ -9,6 +9,23 @@ use core::{
     convert::Infallible,
     mem::MaybeUninit, //
 };
+use kernel::percpu::{
+    possible_cpus,
+    Local,
+    PerCpu, //
+};
+use kernel::preempt::PreemptGuard;
+use kernel::sync::percpu_ref::{
+    Counted,
+    PercpuRef,
+    PercpuRefGuard,
+    UniquePercpuRef, //
+};
+use kernel::sync::rcu::{
+    self,
+    RcuBox,
+    RcuCallback, //
+};
 use kernel::{
     bindings,
     cpu::CpuId,
@@ -31,42 +48,25 @@ use kernel::{
         Monotonic, //
     },
 };
-use percpu_ref::{
-    percpu::{
-        possible_cpus,
-        Local,
-        PerCpu,
-        PreemptGuard, //
-    },
-    rcu::{
-        self,
-        RcuBox,
-        RcuCallback, //
-    },
-    Counted,
-    PercpuRef,
-    PercpuRefGuard,
-    UniquePercpuRef, //
-};
 
 use pin_init::{
     init_zeroed,
     uninit, //
 };
 
-#[path = "tests/ends.rs"]
+#[path = "tests/cases/ends.rs"]
 mod ends;
-#[path = "tests/faults.rs"]
+#[path = "tests/cases/faults.rs"]
 mod faults;
-#[path = "tests/history.rs"]
+#[path = "tests/cases/history.rs"]
 mod history;
-#[path = "tests/kthread.rs"]
+#[path = "tests/cases/kthread.rs"]
 mod kthread;
-#[path = "tests/modes.rs"]
+#[path = "tests/cases/modes.rs"]
 mod modes;
-#[path = "tests/oracle.rs"]
+#[path = "tests/cases/oracle.rs"]
 mod oracle;
-#[path = "tests/references.rs"]
+#[path = "tests/cases/references.rs"]
 mod references;
 
 use self::{
@@ -530,7 +530,7 @@ fn check_events(events: &Events, confirmed: u32, released: u32) -> Result {
 fn check_end(events: &Events, confirmed: u32, released: u32) -> Result {
     wait_for(|| events.dropped.get() == 1)?;
     check_events(events, confirmed, released)?;
-    rcu::barrier();
+    rcu::rcu_barrier();
     check_events(events, confirmed, released)
 }
 
@@ -930,7 +930,7 @@ fn rcu_box() -> Result<Outcome> {
     // With time, until a barrier comes.
     let (callback, ran) = Callback::new(0)?;
     callback.call();
-    rcu::barrier();
+    rcu::rcu_barrier();
     check!(ran.confirmed.get() == 1 && ran.dropped.get() == 1 && ran.early.get() == 0);
 
     // No memory.
@@ -1064,7 +1064,7 @@ fn bulk<T: Counted, I: PinInit<T>>(count: usize, new: impl Fn() -> Result<I>) ->
             )?;
         }
         batch.clear();
-        rcu::barrier();
+        rcu::rcu_barrier();
         check!(THINGS.load(Relaxed) == 0);
     }
     Ok(())
@@ -1087,7 +1087,7 @@ fn check_held_by(
 ) -> Result<Outcome> {
     check!(kill_checked(thing));
     wait_for(|| events.confirmed.get() == 1)?;
-    rcu::barrier();
+    rcu::rcu_barrier();
     check!(thing.try_get_live().is_none());
     while let Some(guard) = guards.pop() {
         check!(thing.references() == Some(guards.len() + 1));
@@ -1244,7 +1244,7 @@ fn kill_twice() -> Result<Outcome> {
     check!(!thing.kill());
     wait_for(|| events.confirmed.get() == 1)?;
     check!(!kill_checked(&thing));
-    rcu::barrier();
+    rcu::rcu_barrier();
     guards.truncate(1);
     // A second put of the initial reference would have ended it here.
     check!(events.released.get() == 0);
@@ -1283,7 +1283,7 @@ fn kill_races() -> Result<Outcome> {
 
         check!(shared.2.get() == 1);
         wait_for(|| events.confirmed.get() == 1)?;
-        rcu::barrier();
+        rcu::rcu_barrier();
         check!(events.released.get() == 0);
         drop(guard);
         drop(shared);
@@ -1303,7 +1303,7 @@ fn drop_in_each_state() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let guard = thing.try_get();
     drop(thing);
-    rcu::barrier();
+    rcu::rcu_barrier();
     check!(guard.is_some_and(|guard| guard.is_alive() && events.released.get() == 0));
     check_end(&events, 0, 1)?;
 
@@ -1331,7 +1331,7 @@ fn drop_in_each_state() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     check!(kill_checked(&thing));
     thing.wait_released();
-    rcu::barrier();
+    rcu::rcu_barrier();
     drop(thing);
     check_end(&events, 1, 1)?;
     Ok(Passed)
@@ -1365,7 +1365,7 @@ fn drop_inside_release() -> Result<Outcome> {
 
     own.kill();
     *guard.own.lock() = Some(own);
-    rcu::barrier();
+    rcu::rcu_barrier();
     check!(events.released.get() == 0);
     drop(guard);
     check_end(&events, 0, 1)?;
@@ -1500,7 +1500,7 @@ fn stress() -> Result<Outcome> {
             check!(round.dangling.get() == 0);
             turns += u64::from(round.turns.get());
         }
-        rcu::barrier();
+        rcu::rcu_barrier();
         for round in &rounds {
             check_events(&round.events, 1, 1)?;
         }

@@ -210,13 +210,18 @@ install_packages() {
 	in_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
-# in_crate TARGET TOOL ARGUMENT...: runs rustc or a tool that takes the same options as Kbuild would
-# for a module that uses the library, which has been built for the target.
+# in_crate CRATE TARGET TOOL ARGUMENT...: runs rustc or a tool that takes the same options as Kbuild
+# would: for the library if CRATE is percpu_ref, and for a module that uses it if it is percpu_ref_test.
+# The library must have been built for the target.
 in_crate() {
-	local modules=/project/build/$1/modules command
-	command=$(sed -n 's/^savedcmd_[^ ]* := \(.*\) rustc \(.*\) --out-dir .*/\1 '"$2"' \2/p' \
-		"$project/build/$1/modules/.percpu_ref_test.o.cmd")
-	shift 2
+	local crate=$1 modules=/project/build/$2/modules command
+	command=$(sed -n 's/^savedcmd_[^ ]* := \(.*\) rustc \(.*\) --out-dir .*/\1 '"$3"' \2/p' \
+		"$project/build/$2/modules/.percpu_ref_test.o.cmd")
+	if [ "$crate" = percpu_ref ]; then
+		# The kernel crate of this crate is that of the tree.
+		command=$(sed 's/ --extern kernel=[^ ]*//' <<< "$command")
+	fi
+	shift 3
 	# shellcheck disable=SC2016 # expanded by the inner shell
 	in_root sh -c 'export RUSTC_BOOTSTRAP=1; cd "$1"; command=$2; shift 2; eval "$command \"\$@\""' \
 		sh "$modules" "$command" "$@"

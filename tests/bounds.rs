@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-#[path = "../value.rs"]
+#[path = "../rust/kernel/sync/percpu_ref/value.rs"]
 mod value;
 
 use value::*;

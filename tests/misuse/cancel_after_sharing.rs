@@ -5,7 +5,7 @@
 //! error[E0382]
 
 use kernel::prelude::*;
-use percpu_ref::{
+use kernel::sync::percpu_ref::{
     Counted,
     PercpuRef,
     UniquePercpuRef, //

@@ -4,16 +4,14 @@
 //!
 //! error[E0505]
 
+use kernel::percpu::PerCpu;
+use kernel::preempt::PreemptGuard;
 use kernel::{
     prelude::*,
     sync::atomic::{
         Atomic,
         Relaxed, //
     },
-};
-use percpu_ref::percpu::{
-    PerCpu,
-    PreemptGuard, //
 };
 
 pub fn hit(hits: &PerCpu<Atomic<u32>>) {

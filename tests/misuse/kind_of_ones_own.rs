@@ -7,10 +7,10 @@
 pub enum Immortal {}
 
 #[cfg(misuse)]
-impl percpu_ref::Kind for Immortal {}
+impl kernel::sync::percpu_ref::Kind for Immortal {}
 
-pub fn known<K: percpu_ref::Kind>() {}
+pub fn known<K: kernel::sync::percpu_ref::Kind>() {}
 
 pub fn use_known() {
-    known::<percpu_ref::Once>();
+    known::<kernel::sync::percpu_ref::Once>();
 }

@@ -4,12 +4,12 @@
 //!
 //! error[E0061]
 
-use kernel::sync::rcu::read_lock;
-use percpu_ref::{
+use kernel::sync::percpu_ref::{
     Counted,
     PercpuRefGuard,
     RcuPercpuRef, //
 };
+use kernel::sync::rcu::read_lock;
 
 pub struct Route;
 

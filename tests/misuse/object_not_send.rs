@@ -5,7 +5,7 @@
 //! error[E0277]
 
 use kernel::prelude::*;
-use percpu_ref::Counted;
+use kernel::sync::percpu_ref::Counted;
 
 pub struct Queue {
     #[cfg(misuse)]

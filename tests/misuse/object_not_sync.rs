@@ -6,7 +6,7 @@
 
 use core::cell::Cell;
 use kernel::sync::atomic::Atomic;
-use percpu_ref::Counted;
+use kernel::sync::percpu_ref::Counted;
 
 pub struct Queue {
     #[cfg(misuse)]

@@ -4,8 +4,8 @@
 //!
 //! error[E0080]
 
+use kernel::percpu::PerCpu;
 use kernel::prelude::*;
-use percpu_ref::percpu::PerCpu;
 
 const SIZE: usize = if cfg!(misuse) { 64 << 10 } else { 16 << 10 };
 

@@ -5,7 +5,7 @@
 //! error[E0521]
 
 use kernel::prelude::*;
-use percpu_ref::rcu::{
+use kernel::sync::rcu::{
     RcuBox,
     RcuCallback, //
 };

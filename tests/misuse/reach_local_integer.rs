@@ -5,7 +5,7 @@
 //! error[E0616]
 
 use kernel::cpu::CpuId;
-use percpu_ref::percpu::{
+use kernel::percpu::{
     Local,
     PerCpu, //
 };

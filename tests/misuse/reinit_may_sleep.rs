@@ -5,7 +5,7 @@
 //! error[E0080]
 
 use kernel::prelude::*;
-use percpu_ref::{
+use kernel::sync::percpu_ref::{
     Counted,
     PercpuRef,
     Reinit,

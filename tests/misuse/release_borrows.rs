@@ -4,7 +4,7 @@
 //!
 //! error[E0478]
 
-use percpu_ref::Counted;
+use kernel::sync::percpu_ref::Counted;
 
 pub struct Queue<'a> {
     name: &'a str,

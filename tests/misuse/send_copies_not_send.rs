@@ -4,7 +4,7 @@
 //!
 //! error[E0277]
 
-use percpu_ref::percpu::PerCpu;
+use kernel::percpu::PerCpu;
 
 pub struct Raw(pub *mut u32);
 

@@ -4,7 +4,7 @@
 //!
 //! error[E0277]
 
-use percpu_ref::percpu::PreemptGuard;
+use kernel::preempt::PreemptGuard;
 
 fn on_other_thread<T: Send>(_: T) {}
 

@@ -5,11 +5,9 @@
 //! error[E0599]
 
 use core::cell::Cell;
+use kernel::percpu::PerCpu;
+use kernel::preempt::PreemptGuard;
 use kernel::sync::atomic::Atomic;
-use percpu_ref::percpu::{
-    PerCpu,
-    PreemptGuard, //
-};
 
 #[cfg(misuse)]
 type Hits = Cell<u32>;

@@ -4,7 +4,7 @@
 //!
 //! error[E0599]
 
-use percpu_ref::{
+use kernel::sync::percpu_ref::{
     Counted,
     PercpuRef,
     Reinit, //

@@ -4,7 +4,7 @@
 //!
 //! error[E0382]
 
-use percpu_ref::rcu::{
+use kernel::sync::rcu::{
     RcuBox,
     RcuCallback, //
 };

@@ -4,13 +4,13 @@
 //!
 //! error[E0382]
 
+use kernel::sync::percpu_ref::{
+    Counted,
+    PercpuRef, //
+};
 use kernel::{
     prelude::*,
     types::ForeignOwnable, //
-};
-use percpu_ref::{
-    Counted,
-    PercpuRef, //
 };
 
 struct Queue {

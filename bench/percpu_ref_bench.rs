@@ -1,0 +1,623 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The benchmark: what references cost, beside the C original and what else one might use.
+//!
+//! Inserting the module runs it. Each line of the log that has `result` in it is a row of the
+//! table; `scripts/bench-report` makes the table of them.
+//!
+//! # Time
+//!
+//! An *operation* is done in loops by all the *implementations* that have it, one after the other,
+//! on so many CPUs at once, in threads that stay on their CPUs and begin together. That is a
+//! *round*; the next one has them in the opposite order, so that what drifts meets all alike. The
+//! first round warms up and is not counted. From each time the median of the empty loop's is
+//! subtracted. What is printed are percentiles of the rounds, in picoseconds for one operation on
+//! one CPU.
+//!
+//! # Instructions
+//!
+//! With `instructions=1`, under an emulator whose clock counts instructions (QEMU's `-icount`), the
+//! cycles of each loop are counted with interrupts disabled, and compared with a loop of known
+//! length. The numbers are thousandths of instructions, and the same in every run.
+
+use kernel::sync::percpu_ref::{
+    Counted,
+    PercpuRef,
+    UniquePercpuRef, //
+};
+use kernel::sync::rcu;
+use kernel::{
+    prelude::*,
+    processor::cpu_relax,
+    revocable::Revocable,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+};
+
+#[path = "../tests/cases/kthread.rs"]
+mod kthread;
+
+use kthread::{
+    online_cpus,
+    Thread, //
+};
+
+module! {
+    type: Bench,
+    name: "rust_percpu_ref_bench",
+    description: "Benchmark of the per-CPU reference counts",
+    license: "GPL",
+    params: {
+        rounds: u32 {
+            default: 31,
+            description: "Rounds of each operation, 1 to 1000",
+        },
+        instructions: u32 {
+            default: 0,
+            description: "1: count instructions, under an emulator whose clock does",
+        },
+        hold: u32 {
+            default: 0,
+            description: "Just hold so many objects: of Rust's, or with kind=1 of C's",
+        },
+        kind: u32 {
+            default: 0,
+            description: "See hold",
+        },
+    },
+}
+
+struct Payload(#[allow(dead_code)] [u64; 2]); // For its size.
+
+/// Objects that are not released yet, and when the last one was.
+static LEFT: Atomic<usize> = Atomic::new(0);
+static LAST: Atomic<i64> = Atomic::new(0);
+
+impl Counted for Payload {
+    fn release(&self) {
+        LAST.store(now(), Relaxed);
+        // Pairs with the `Acquire` of who waits.
+        LEFT.fetch_sub(1, Release);
+    }
+}
+
+/// Nanoseconds since some moment.
+fn now() -> i64 {
+    // SAFETY: May be called anywhere.
+    unsafe { kernel::bindings::ktime_get() }
+}
+
+/// What the loops are about; those in C have their own.
+struct Subjects {
+    ours: PercpuRef<Payload>,
+    arc: Arc<Payload>,
+    revocable: Pin<KBox<Revocable<Payload>>>,
+}
+
+impl Subjects {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            ours: new_object()?,
+            arc: Arc::new(Payload([7; 2]), GFP_KERNEL)?,
+            revocable: KBox::pin_init(Revocable::new(Payload([7; 2])), GFP_KERNEL)?,
+        })
+    }
+}
+
+fn new_object() -> Result<PercpuRef<Payload>> {
+    Ok(UniquePercpuRef::new(Payload([7; 2]), GFP_KERNEL)?.into())
+}
+
+/// Does something so many times, with a `&Subjects`.
+type Loop = unsafe extern "C" fn(*const c_void, usize);
+
+/// A loop in Rust.
+macro_rules! loops {
+    ($($name:ident($subjects:ident) $body:block)*) => { $(
+        unsafe extern "C" fn $name(subjects: *const c_void, n: usize) {
+            // SAFETY: As the type `Loop` says.
+            let $subjects = unsafe { &*subjects.cast::<Subjects>() };
+            for _ in 0..n {
+                $body
+            }
+        }
+    )* };
+}
+
+loops! {
+    empty(_subjects) { core::hint::black_box(()) }
+    try_get_put(subjects) { drop(subjects.ours.try_get()) }
+    try_get_live_put(subjects) { drop(subjects.ours.try_get_live()) }
+    batch(subjects) { drop(subjects.ours.try_get_many(32)) }
+    arc_clone_drop(subjects) { drop(subjects.arc.clone()) }
+    revocable_access(subjects) { drop(subjects.revocable.try_access()) }
+    init_free(_subjects) { drop(UniquePercpuRef::new(Payload([7; 2]), GFP_KERNEL)) }
+    arc_init_free(_subjects) { drop(Arc::new(Payload([7; 2]), GFP_KERNEL)) }
+}
+
+unsafe extern "C" fn clone_drop(subjects: *const c_void, n: usize) {
+    // SAFETY: As the type `Loop` says.
+    let subjects = unsafe { &*subjects.cast::<Subjects>() };
+    let Some(guard) = subjects.ours.try_get() else {
+        return;
+    };
+    for _ in 0..n {
+        drop(guard.clone());
+    }
+}
+
+/// One pair by itself, for `scripts/hot-path` to look at what the compiler makes of it.
+#[no_mangle]
+#[inline(never)]
+extern "C" fn rust_percpu_ref_bench_pair(reference: &PercpuRef<Payload>) {
+    drop(reference.try_get());
+}
+
+extern "C" {
+    fn percpu_ref_bench_c_empty(_: *const c_void, n: usize);
+    fn percpu_ref_bench_this_cpu(_: *const c_void, n: usize);
+    fn percpu_ref_bench_rcu_lock_unlock(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_try_get_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_try_get_live_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_get_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_batch(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_init_free(_: *const c_void, n: usize);
+    fn percpu_ref_bench_refcount_try_get_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_refcount_get_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_refcount_init_free(_: *const c_void, n: usize);
+    fn percpu_ref_bench_nops(_: *const c_void, n: usize);
+
+    fn percpu_ref_bench_cycles(run: Loop, with: *const c_void, n: usize) -> u64;
+    fn percpu_ref_bench_init() -> c_int;
+    fn percpu_ref_bench_exit();
+    fn percpu_ref_bench_c_new() -> *mut c_void;
+    fn percpu_ref_bench_c_free(c: *mut c_void);
+    fn percpu_ref_bench_c_kill(objects: *const *mut c_void, n: c_uint) -> u64;
+}
+
+/// One who can do an operation: his name, and how he does it.
+type Peer = (&'static str, Loop);
+
+/// The empty loops, in C and in Rust, come first.
+const EMPTY: [Peer; 2] = [("empty", percpu_ref_bench_c_empty), ("empty", empty)];
+
+/// An operation and who has it. Those in Rust come last, so many.
+struct Op {
+    name: &'static str,
+    peers: &'static [Peer],
+    in_rust: usize,
+    /// In a loop.
+    times: usize,
+    /// On more than one CPU, and with interrupts disabled.
+    is_hot: bool,
+}
+
+const OPS: &[Op] = &[
+    Op {
+        name: "try_get_put",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_try_get_put),
+            ("refcount_t", percpu_ref_bench_refcount_try_get_put),
+            ("this_cpu", percpu_ref_bench_this_cpu),
+            ("rcu_read_lock", percpu_ref_bench_rcu_lock_unlock),
+            ("rust_percpu_ref", try_get_put),
+            ("arc", arc_clone_drop),
+            ("revocable", revocable_access),
+        ],
+        in_rust: 3,
+        times: 50_000,
+        is_hot: true,
+    },
+    Op {
+        name: "clone_drop",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_get_put),
+            ("refcount_t", percpu_ref_bench_refcount_get_put),
+            ("rust_percpu_ref", clone_drop),
+            ("arc", arc_clone_drop),
+        ],
+        in_rust: 2,
+        times: 50_000,
+        is_hot: true,
+    },
+    Op {
+        name: "try_get_live_put",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_try_get_live_put),
+            ("rust_percpu_ref", try_get_live_put),
+        ],
+        in_rust: 1,
+        times: 50_000,
+        is_hot: true,
+    },
+    Op {
+        name: "batch_32",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_batch),
+            ("rust_percpu_ref", batch),
+        ],
+        in_rust: 1,
+        times: 50_000,
+        is_hot: true,
+    },
+    Op {
+        name: "init_free",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_init_free),
+            ("refcount_t", percpu_ref_bench_refcount_init_free),
+            ("rust_percpu_ref", init_free),
+            ("arc", arc_init_free),
+        ],
+        in_rust: 2,
+        times: 500,
+        is_hot: false,
+    },
+];
+
+impl Op {
+    /// The loops of a round, and for each the index of the empty one to be subtracted.
+    fn loops(&self) -> impl DoubleEndedIterator<Item = (usize, &Peer, usize)> + ExactSizeIterator {
+        let first_in_rust = EMPTY.len() + self.peers.len() - self.in_rust;
+        (0..EMPTY.len() + self.peers.len()).map(move |index| match index.checked_sub(EMPTY.len()) {
+            None => (index, &EMPTY[index], index),
+            Some(peer) => (
+                index,
+                &self.peers[peer],
+                usize::from(index >= first_in_rust),
+            ),
+        })
+    }
+}
+
+/// What the threads of an operation share.
+struct Rounds {
+    op: &'static Op,
+    subjects: Arc<Subjects>,
+    cpus: u32,
+    rounds: usize,
+    /// Threads that have come to the start of a loop, of all loops so far.
+    arrived: Atomic<u32>,
+    /// Not all threads are there, so that nobody is to wait for them.
+    is_over: Atomic<u32>,
+    /// Nanoseconds, added up over the threads, of each loop in each round.
+    times: KVec<Atomic<i64>>,
+}
+
+impl Rounds {
+    /// A thread's part.
+    fn run(&self) {
+        let loops = self.op.loops().len();
+        let mut started = 0;
+        for round in 0..self.rounds {
+            for turn in 0..loops {
+                let turn = if round % 2 == 0 {
+                    turn
+                } else {
+                    loops - 1 - turn
+                };
+                let Some((index, (_, run), _)) = self.op.loops().nth(turn) else {
+                    return;
+                };
+                // Nobody begins before all have come.
+                started += self.cpus;
+                self.arrived.fetch_add(1, Release);
+                while self.arrived.load(Acquire) < started {
+                    if self.is_over.load(Relaxed) != 0 {
+                        return;
+                    }
+                    cpu_relax();
+                }
+                let start = now();
+                // SAFETY: These are subjects.
+                unsafe { run((&raw const *self.subjects).cast(), self.op.times) };
+                self.times[round * loops + index].add(now() - start, Relaxed);
+            }
+        }
+    }
+}
+
+fn measure_times(op: &'static Op, subjects: &Arc<Subjects>, cpus: u32, rounds: usize) -> Result {
+    let loops = op.loops().len();
+    // One more, to warm up.
+    let rounds = rounds + 1;
+    let mut times = KVec::with_capacity(rounds * loops, GFP_KERNEL)?;
+    for _ in 0..rounds * loops {
+        times.push(Atomic::new(0), GFP_KERNEL)?;
+    }
+    let all = Arc::new(
+        Rounds {
+            op,
+            subjects: subjects.clone(),
+            cpus,
+            rounds,
+            arrived: Atomic::new(0),
+            is_over: Atomic::new(0),
+            times,
+        },
+        GFP_KERNEL,
+    )?;
+    let mut threads = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
+    let mut result = Ok(());
+    for cpu in online_cpus().take(cpus as usize) {
+        let all = all.clone();
+        result = Thread::spawn(cpu, move || all.run())
+            .and_then(|thread| Ok(threads.push_within_capacity(thread)?));
+        if result.is_err() {
+            break;
+        }
+    }
+    if threads.len() < cpus as usize {
+        all.is_over.store(1, Relaxed);
+        result = result.and(Err(ENODEV));
+    }
+    drop(threads);
+    result?;
+
+    let operations = op.times as i64 * i64::from(cpus);
+    // The medians of the empty loops.
+    let mut medians = [0; EMPTY.len()];
+    for (index, (name, _), empty) in op.loops() {
+        let mut samples = KVec::with_capacity(rounds, GFP_KERNEL)?;
+        for round in 1..rounds {
+            let time = all.times[round * loops + index].load(Relaxed) * 1000 / operations;
+            samples.push(time - medians[empty], GFP_KERNEL)?;
+        }
+        sort(&mut samples);
+        if index == empty {
+            medians[index] = percentile(&samples, 50);
+        }
+        // The one in Rust is there to be subtracted.
+        if index != 1 {
+            report(op.name, name, cpus, &samples);
+        }
+    }
+    Ok(())
+}
+
+/// What so many percent are not above.
+fn percentile(sorted: &[i64], percent: usize) -> i64 {
+    sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
+}
+
+/// `sort_unstable()` has a panic that objtool does not know.
+fn sort(numbers: &mut [i64]) {
+    for i in 1..numbers.len() {
+        for j in (1..=i).rev() {
+            if numbers[j - 1] <= numbers[j] {
+                break;
+            }
+            numbers.swap(j - 1, j);
+        }
+    }
+}
+
+/// Prints a row of times, which are sorted.
+fn report(op: &str, name: &str, cpus: u32, picoseconds: &[i64]) {
+    let [p5, p50, p95, p99] = [5, 50, 95, 99].map(|p| percentile(picoseconds, p));
+    pr_info!(
+        "result op={op} impl={name} cpus={cpus} rounds={} p5={p5} p50={p50} p95={p95} p99={p99}\n",
+        picoseconds.len()
+    );
+}
+
+/// Kills the objects, and returns the nanoseconds until all are released.
+fn kill(objects: &[PercpuRef<Payload>]) -> i64 {
+    LEFT.store(objects.len(), Relaxed);
+    let start = now();
+    for object in objects {
+        object.kill();
+    }
+    while LEFT.load(Acquire) != 0 {
+        fsleep(Delta::from_micros(100));
+    }
+    LAST.load(Relaxed) - start
+}
+
+fn measure_kills(op: &str, objects: usize, rounds: usize) -> Result {
+    let mut samples = [KVec::new(), KVec::new()];
+    for round in 0..=rounds {
+        for turn in [round % 2, 1 - round % 2] {
+            let time = if turn == 0 {
+                let mut all = KVVec::with_capacity(objects, GFP_KERNEL)?;
+                while all.len() < objects {
+                    all.push(new_object()?, GFP_KERNEL)?;
+                }
+                rcu::rcu_barrier();
+                kill(&all)
+            } else {
+                let mut all = KVVec::with_capacity(objects, GFP_KERNEL)?;
+                while all.len() < objects {
+                    all.push(CObject::new()?, GFP_KERNEL)?;
+                }
+                rcu::rcu_barrier();
+                // SAFETY: A `CObject` is a pointer to an object, which is killed once. What is
+                // killed may not be freed before its callback is over.
+                let time =
+                    unsafe { percpu_ref_bench_c_kill(all.as_ptr().cast(), objects as c_uint) };
+                rcu::rcu_barrier();
+                time as i64
+            };
+            if round > 0 {
+                samples[turn].push(time * 1000, GFP_KERNEL)?;
+            }
+        }
+    }
+    for (times, name) in samples.iter_mut().zip(["rust_percpu_ref", "c_percpu_ref"]) {
+        sort(times);
+        report(op, name, 1, times);
+    }
+    Ok(())
+}
+
+/// An object with a `percpu_ref` of C.
+///
+/// # Invariants
+///
+/// The pointer is what `percpu_ref_bench_c_new()` returned.
+#[repr(transparent)]
+struct CObject(*mut c_void);
+
+// SAFETY: May be freed on any thread.
+unsafe impl Send for CObject {}
+
+// SAFETY: Nothing can be done with a reference to one.
+unsafe impl Sync for CObject {}
+
+impl CObject {
+    fn new() -> Result<Self> {
+        // SAFETY: Has no requirements.
+        let c = unsafe { percpu_ref_bench_c_new() };
+        if c.is_null() {
+            return Err(ENOMEM);
+        }
+        // INVARIANT: As was just checked.
+        Ok(Self(c))
+    }
+}
+
+impl Drop for CObject {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. Nothing is under way, as the callers see to.
+        unsafe { percpu_ref_bench_c_free(self.0) };
+    }
+}
+
+/// Prints the instructions of each loop that is [`Op::is_hot`].
+fn count_instructions(subjects: &Subjects) -> Result {
+    const THOUSANDS: u64 = 1000;
+    let subjects = (&raw const *subjects).cast();
+    // SAFETY: These are subjects, and the loops that it is called for may have interrupts disabled.
+    let cycles = |run, n| unsafe {
+        percpu_ref_bench_cycles(run, subjects, 100);
+        percpu_ref_bench_cycles(run, subjects, n)
+    };
+
+    let million = cycles(percpu_ref_bench_nops, THOUSANDS as usize);
+    let again = cycles(percpu_ref_bench_nops, THOUSANDS as usize);
+    // The clock may have a coarse tick, but no mind of its own.
+    let is_same = |one: u64, other| one.abs_diff(other) <= 2;
+    if !is_same(million, again) || million < 1000 {
+        pr_err!(
+            "the clock does not count instructions: {million} and {again} cycles for a million\n"
+        );
+        return Err(ENODEV);
+    }
+    for op in OPS.iter().filter(|op| op.is_hot) {
+        let mut empty = [0; EMPTY.len()];
+        for (index, (name, run), subtract) in op.loops() {
+            let mut all = cycles(*run, op.times);
+            if !is_same(all, cycles(*run, op.times)) {
+                pr_err!("{} of {name} takes now this, now that\n", op.name);
+                return Err(EIO);
+            }
+            if index == subtract {
+                empty[index] = all;
+            } else {
+                all = all.saturating_sub(empty[subtract]);
+            }
+            let thousandths = all * 1000 * 1_000_000 / million / op.times as u64;
+            if index != 1 {
+                pr_info!(
+                    "result op={} impl={name} instructions={thousandths}\n",
+                    op.name
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What `hold` asks for, until the module is removed.
+struct Held {
+    _ours: KVVec<PercpuRef<Payload>>,
+    _c: KVVec<CObject>,
+}
+
+fn hold(count: usize, kind: u32) -> Result<Held> {
+    let mut held = Held {
+        _ours: KVVec::new(),
+        _c: KVVec::new(),
+    };
+    for _ in 0..count {
+        if kind == 0 {
+            held._ours.push(new_object()?, GFP_KERNEL)?;
+        } else {
+            held._c.push(CObject::new()?, GFP_KERNEL)?;
+        }
+    }
+    Ok(held)
+}
+
+/// The C side's objects, which are there as long as this is.
+struct CSide;
+
+impl CSide {
+    fn new() -> Result<Self> {
+        // SAFETY: Called once, as is the other one.
+        kernel::error::to_result(unsafe { percpu_ref_bench_init() })?;
+        Ok(Self)
+    }
+}
+
+impl Drop for CSide {
+    fn drop(&mut self) {
+        // SAFETY: Nobody uses them any more.
+        unsafe { percpu_ref_bench_exit() };
+    }
+}
+
+struct Bench {
+    _held: Held,
+}
+
+impl kernel::Module for Bench {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let rounds = value(module_parameters::rounds.value());
+        if !(1..=1000).contains(&rounds) {
+            pr_err!("rounds={rounds} makes no sense: give 1 to 1000\n");
+            return Err(EINVAL);
+        }
+        let rounds = rounds as usize;
+        let held = value(module_parameters::hold.value()) as usize;
+        if held > 0 {
+            return Ok(Self {
+                _held: hold(held, value(module_parameters::kind.value()))?,
+            });
+        }
+
+        let _c = CSide::new()?;
+        let subjects = Arc::new(Subjects::new()?, GFP_KERNEL)?;
+        if value(module_parameters::instructions.value()) != 0 {
+            count_instructions(&subjects)?;
+        } else {
+            for op in OPS {
+                let most = if op.is_hot { online_cpus().count() } else { 1 };
+                for cpus in [1, 2, 4, 8] {
+                    if cpus as usize <= most {
+                        measure_times(op, &subjects, cpus, rounds)?;
+                    }
+                }
+            }
+            measure_kills("kill_release", 1, rounds * 10)?;
+            measure_kills("kill_release_1000", 1000, rounds)?;
+        }
+        pr_info!("done\n");
+        Ok(Self { _held: hold(0, 0)? })
+    }
+}
+
+/// What a parameter is set to; up to 7.2 that is a reference.
+fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
+    *parameter.borrow()
+}

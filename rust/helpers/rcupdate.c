@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/rcupdate.h>
+
+/* Inline unless CONFIG_RCU_LAZY is set. */
+__rust_helper void rust_helper_call_rcu_hurry(struct rcu_head *head, rcu_callback_t func)
+{
+	call_rcu_hurry(head, func);
+}
+
+/* A macro unless CONFIG_TASKS_RCU is set. */
+__rust_helper void rust_helper_synchronize_rcu_tasks(void)
+{
+	synchronize_rcu_tasks();
+}

@@ -1,0 +1,759 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a count changes its mode, dies and lives again.
+//!
+//! [`Count::word`] has three flags; without any, the count is in per-CPU mode.
+//!
+//! - [`DEAD`]: killed or frozen, and not brought back to life since.
+//! - [`FORCE`]: atomic mode was asked for, and stays across death and resurrection.
+//! - [`BUSY`]: a transition is under way, and has an owner: the RCU callback, or a thread that
+//!   closes, revives or confirms. While the flag is set, only its owner changes the word, with one
+//!   exception: a kill does not wait, so it sets [`DEAD`] during a switch to atomic mode. The
+//!   callback and the killer then agree by [`Count::handover`] which of them closes.
+//!
+//! So there is no lock that a release or a confirmation could run under, and counts that switch at
+//! the same time do not wait for each other.
+//!
+//! # What is asked for, and what is
+//!
+//! [`Count::state`] says whether the reference must be dead ([`is_dead`]): it was killed, or there
+//! is a freezer. [`DEAD`] follows. A thread that makes the state dead calls [`Count::begin_end`]
+//! after that. A state becomes alive only in [`Count::follow`], by the owner of [`BUSY`] while
+//! [`DEAD`] is set, which then clears [`DEAD`]. All of these steps are fully ordered, so of two
+//! threads that go in opposite directions, at least one sees what the other has done, and the last
+//! state wins.
+//!
+//! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`]
+//! says that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive.
+//! [`REVIVING`] says that a thread has made the state alive and has not cleared [`DEAD`] yet. A
+//! killer that finds one of them leaves the rest to the thread that has it. A freezer needs
+//! neither: it keeps the state dead by itself.
+//!
+//! # The end of a transition
+//!
+//! One that closes does these steps: it takes the bias out, which turns the initial reference into
+//! [`INITIAL`](super::value::INITIAL); it confirms; it clears [`BUSY`]; it puts the initial
+//! reference; it wakes up the threads that wait for the transition; and if the count fell to zero,
+//! it releases. The initial reference does not count as one meanwhile: [`Count::is_zero`] is true
+//! as soon as the others are gone, and no new one can be had. But it keeps the object alive, and it
+//! keeps the release from running while [`BUSY`] is set, since a release may revive the object.
+//!
+//! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
+
+use super::{
+    count::{
+        change,
+        is_dead,
+        report,
+        seconds,
+        update,
+        Count,
+        ATOMIC,
+        BUSY,
+        CONFIRM,
+        DEAD,
+        FORCE,
+        FREEZER,
+        FREEZERS,
+        KILLED,
+        KILLING,
+        LIFE,
+        NOTIFY,
+        REINIT,
+        REVIVING, //
+    },
+    value::{
+        self,
+        is_closing,
+        is_valid,
+        is_zero,
+        BIAS,
+        SATURATED, //
+    },
+    wait::Until, //
+};
+use crate::{
+    bindings,
+    container_of,
+    do_once_lite,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        rcu::{
+            self,
+            RcuHead,
+            RcuPointer, //
+        }, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+use core::{
+    mem::{
+        self,
+        ManuallyDrop, //
+    },
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+
+/// In [`Count::handover`]: neither the killer nor the callback has come to it.
+pub(super) const NO_KILLER: u32 = 0;
+/// In [`Count::handover`]: the killer leaves it to the callback to close.
+const KILLED_FIRST: u32 = 1;
+/// In [`Count::handover`]: the callback leaves it to the killer to close.
+const CALLBACK_FIRST: u32 = 2;
+
+impl Count {
+    /// Kills the reference. After a grace period, or in here if the count is in atomic mode, it is
+    /// closed, confirmed if `confirm`, and the initial reference is put. Returns `false` if the
+    /// reference was killed already.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared object that the caller has the handle of.
+    pub(super) unsafe fn kill(this: NonNull<Self>, confirm: bool) -> bool {
+        // SAFETY: The caller has the handle.
+        let count = unsafe { this.as_ref() };
+
+        let confirm = if confirm { CONFIRM } else { 0 };
+        let killing = |state| if state & REINIT != 0 { KILLING } else { 0 };
+        let old = change(&count.state, |state| {
+            (state & KILLED == 0).then(|| state | KILLED | confirm | killing(state))
+        });
+        let Ok(old) = old else {
+            return false;
+        };
+        count.class.sub_unkilled();
+        // Another thread that has the flag does the rest for us, too.
+        if old & (KILLING | REVIVING) == 0 {
+            // SAFETY: The caller has the handle. The state is dead, and `KILLING` keeps it so, or
+            // the object lives once.
+            unsafe { Self::end_killed(this, killing(old)) };
+        }
+        true
+    }
+
+    /// Ends the life of a reference that was killed, and clears `killing` in the state.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared object that the caller has a hold of. Its
+    /// state must be dead, and must stay so while `killing` is set.
+    unsafe fn end_killed(this: NonNull<Self>, killing: u64) {
+        // SAFETY: By the safety requirements of this function, the state is dead.
+        if unsafe { Self::begin_end(this, killing) } {
+            return;
+        }
+        // A freezer has set `DEAD`.
+        //
+        // SAFETY: The caller has a hold of an object that lives more than once, as others are not
+        // frozen.
+        unsafe {
+            clear(Self::state_of(this), killing);
+            Self::confirm_if_idle(this);
+        }
+    }
+
+    /// Sets [`DEAD`], clears `killing` in the state, and lets this life end. Returns `false` and
+    /// does nothing if [`DEAD`] is set already.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared object that the caller has a hold of. Its
+    /// state must be dead, and must stay so until [`DEAD`] is set.
+    unsafe fn begin_end(this: NonNull<Self>, killing: u64) -> bool {
+        // SAFETY: The caller has a hold.
+        let count = unsafe { this.as_ref() };
+
+        let mut word = count.word.load(Relaxed);
+        loop {
+            if word & DEAD != 0 {
+                return false;
+            }
+            // `Full`: in per-CPU mode `call_rcu()` orders the flag before the callback; else this
+            // is one end of the order that `follow()` and the callback rely on.
+            match count.word.cmpxchg(word, word | DEAD | BUSY, Full) {
+                Ok(_) => break,
+                Err(found) => word = found,
+            }
+        }
+
+        // Before the release, which may revive the object. We set `DEAD`, so nothing revives it
+        // before this life is closed.
+        clear(&count.state, killing);
+        // We set `DEAD`, so we own the initial reference.
+        count.killed_at.store(seconds(), Relaxed);
+        if word & ATOMIC == 0 {
+            count.handover.store(KILLED_FIRST, Relaxed);
+            rcu::call_hurry(Callback(this));
+            return true;
+        }
+        // During a switch to atomic mode, both we and its owner come here or to `finish()`, and the
+        // second one closes. `Full`: it sees what the first one has done. A grace period would not
+        // order the two, since the one that the callback waited for may have begun before us.
+        if word & BUSY != 0 && count.handover.xchg(KILLED_FIRST, Full) != CALLBACK_FIRST {
+            return true;
+        }
+        // SAFETY: We own the initial reference, and `BUSY`.
+        unsafe { Self::close(this, true) };
+        true
+    }
+
+    /// Closes the reference, and puts the initial reference: see the head of this file. Takes the
+    /// bias out if that was not done.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid. The caller must own [`BUSY`] and the initial reference, and gives both
+    /// up.
+    unsafe fn close(this: NonNull<Self>, take_bias: bool) {
+        // SAFETY: The initial reference keeps the object alive, until it is put.
+        let (word, atomic, state, class) = unsafe {
+            (
+                Self::word_of(this),
+                Self::atomic_of(this),
+                Self::state_of(this),
+                Self::class_of(this),
+            )
+        };
+        if take_bias {
+            update(atomic, value::close);
+        }
+        // SAFETY: The initial reference keeps the object alive.
+        unsafe {
+            (*this.as_ptr()).handover.store(NO_KILLER, Relaxed);
+            Self::confirm(this);
+            Self::set_idle(this, word.load(Relaxed));
+        }
+        let is_reinit = state.load(Relaxed) & REINIT != 0;
+        // A reference must not be used when the object is gone.
+        let waited_for = ptr::from_ref(word);
+
+        // `Full`: as in `put()`.
+        let old = update(atomic, value::put_initial);
+        // If there are references left, the object may be gone from here on.
+        if is_reinit {
+            // Only counts of this kind have threads that wait for the transition.
+            class.waiters().wake_up(waited_for);
+        }
+        if value::put_initial(old) == 0 {
+            // SAFETY: The count just fell to zero, by our put.
+            unsafe { Self::release(this) };
+        }
+    }
+
+    /// Calls the confirmation of the kill, if it is owed and the object's module is there.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns. The
+    /// reference must be closed, and the caller must own [`BUSY`], so that it stays so.
+    unsafe fn confirm(this: NonNull<Self>) {
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let count = unsafe { this.as_ref() };
+        let is_owed = change(&count.state, |state| {
+            (state & CONFIRM != 0).then_some(state & !CONFIRM)
+        })
+        .is_ok();
+
+        if is_owed {
+            if let Some(running) = count.class.enter() {
+                // SAFETY: By the safety requirements of this function, the object is there.
+                unsafe { (running.ops().confirmed)(this.cast()) };
+            }
+        }
+    }
+
+    /// Calls the confirmation of the kill, if it is owed, the reference is closed, and no
+    /// transition is under way. If one is, its owner calls it.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns.
+    unsafe fn confirm_if_idle(this: NonNull<Self>) {
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let count = unsafe { this.as_ref() };
+        loop {
+            // `Acquire`, after an operation of the caller that was `Full`: this pairs with the
+            // killer and with `set_idle()`. Either the killer sees here that `BUSY` was cleared, or
+            // the thread that has cleared it sees that a confirmation is owed.
+            let word = count.word.load(Acquire);
+            if word & (DEAD | BUSY) != DEAD || count.state.load(Acquire) & CONFIRM == 0 {
+                return;
+            }
+            // `Full`: the confirmation comes after the reference was closed.
+            if count.word.cmpxchg(word, word | BUSY, Full).is_ok() {
+                // SAFETY: By the safety requirements of this function, the object is there. The
+                // reference is closed, since it is dead and the word was idle, and we own `BUSY`.
+                unsafe { Self::confirm(this) };
+                count.word.xchg(word, Full);
+                count.wake_up_idle();
+            }
+        }
+    }
+
+    /// Calls the confirmation of the switch, if it is owed and the object's module is there.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns.
+    unsafe fn notify(this: NonNull<Self>) {
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let count = unsafe { this.as_ref() };
+        let is_owed = change(&count.state, |state| {
+            (state & NOTIFY != 0).then_some(state & !NOTIFY)
+        })
+        .is_ok();
+
+        if is_owed {
+            if let Some(running) = count.class.enter() {
+                // SAFETY: By the safety requirements of this function, the object is there.
+                unsafe { (running.ops().switched)(this.cast()) };
+            }
+        }
+    }
+
+    /// Ends a transition: sets the word to `word` without [`BUSY`]. Does not wake up the threads
+    /// that wait for it.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is not dropped before this returns. The
+    /// caller must own [`BUSY`], and gives it up. If `word` has [`DEAD`], the reference must be
+    /// closed.
+    unsafe fn set_idle(this: NonNull<Self>, word: usize) {
+        // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by
+        // it that the mode is another.
+        //
+        // SAFETY: By the safety requirements of this function, the object is there.
+        unsafe {
+            Self::word_of(this).xchg(word & !BUSY, Full);
+            // A killer that found the flag set has left its confirmation to us.
+            Self::confirm_if_idle(this);
+        }
+    }
+
+    /// Ends a switch to atomic mode, or closes if the reference was killed meanwhile and the killer
+    /// has left that to us. With `closing`, the bias is out already.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object that is alive. The caller must own [`BUSY`] and
+    /// what a killer may have left to it, and gives both up.
+    unsafe fn finish(this: NonNull<Self>, closing: bool) {
+        if closing {
+            // SAFETY: The killer left the initial reference to us.
+            unsafe { Self::close(this, false) };
+            return;
+        }
+
+        // SAFETY: By the safety requirements of this function, the object is there.
+        let (word_of, class) = unsafe { (Self::word_of(this), Self::class_of(this)) };
+        // A reference must not be used when the object is gone.
+        let waited_for = ptr::from_ref(word_of);
+        // `Full`: a CPU that sees the mode sees all that was done to bring it about.
+        let mut word = word_of.load(Relaxed);
+        while word & DEAD == 0 {
+            match word_of.cmpxchg(word, word & !BUSY, Full) {
+                Ok(_) => {
+                    // The object may be gone now.
+                    class.waiters().wake_up(waited_for);
+                    return;
+                }
+                Err(found) => word = found,
+            }
+        }
+
+        // Killed meanwhile; see `begin_end()`.
+        //
+        // SAFETY: The initial reference keeps the object alive, until the killer or we put it.
+        let killer = unsafe { &(*this.as_ptr()).handover }.xchg(CALLBACK_FIRST, Full);
+        if killer == KILLED_FIRST {
+            // SAFETY: The killer left the initial reference to us.
+            unsafe { Self::close(this, true) };
+        }
+    }
+
+    /// Sleeps while a transition is under way. Returns the word after it.
+    ///
+    /// Must be called for [`REINIT`] counts.
+    fn wait_idle(&self) -> usize {
+        // `Acquire` pairs with the `Full` of `set_idle()` and `finish()`, and with that of the put
+        // in `close()`. A word that is idle was so before or after any `close()` that the atomic
+        // tells of, so in this order the end of a transition is not missed.
+        let idle = || {
+            let word = self.word.load(Acquire);
+            let is_idle = word & BUSY == 0 && !is_closing(self.atomic.load(Acquire));
+            is_idle.then_some(word)
+        };
+        loop {
+            if let Some(word) = idle() {
+                return word;
+            }
+            // Without a bound, the wait does not fail.
+            let _ =
+                self.class
+                    .waiters()
+                    .wait_event(&raw const self.word, Until::Done, None, || idle().is_some());
+        }
+    }
+
+    /// Wakes up the threads that wait until no transition is under way.
+    fn wake_up_idle(&self) {
+        self.class.waiters().wake_up(&raw const self.word);
+    }
+
+    /// Switches to atomic mode, and with `notify`, has the object told when that is done. Sleeps if
+    /// another transition is under way.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has the
+    /// handle of.
+    pub(super) unsafe fn switch_to_atomic(this: NonNull<Self>, notify: bool) {
+        // SAFETY: The caller has the handle.
+        let count = unsafe { this.as_ref() };
+
+        loop {
+            let word = count.wait_idle();
+            let is_atomic = word & ATOMIC != 0;
+            if is_atomic && !notify {
+                // `Full`: what follows comes after what made the mode.
+                if count.word.cmpxchg(word, word | FORCE, Full).is_ok() {
+                    return;
+                }
+                continue;
+            }
+            // `Full`: what follows comes after what made the mode. The mode cannot be changed
+            // before the object was told, as we own `BUSY`.
+            let new = word | FORCE | BUSY;
+            if count.word.cmpxchg(word, new, Full).is_err() {
+                continue;
+            }
+            if notify {
+                let _ = change(&count.state, |state| Some(state | NOTIFY));
+            }
+            if !is_atomic {
+                // A thread that kills now leaves the initial reference to the callback.
+                rcu::call_hurry(Callback(this));
+                return;
+            }
+            // SAFETY: The caller has the handle of an object that lives more than once. We own
+            // `BUSY`. Without `DEAD`, a killer may leave the initial reference to us; with it, the
+            // reference is closed, since the word was idle.
+            unsafe {
+                Self::notify(this);
+                if word & DEAD == 0 {
+                    Self::finish(this, false);
+                } else {
+                    Self::set_idle(this, new);
+                    count.wake_up_idle();
+                }
+            }
+            return;
+        }
+    }
+
+    /// Waits until no transition is under way.
+    ///
+    /// Must be called for [`REINIT`] counts.
+    pub(super) fn wait_switched(&self) {
+        self.wait_idle();
+    }
+
+    /// Switches to per-CPU mode, or if the reference is dying, lets its next life begin in that
+    /// mode. Sleeps if another transition is under way.
+    ///
+    /// Must be called for [`REINIT`] counts.
+    pub(super) fn switch_to_percpu(&self) {
+        loop {
+            let word = self.wait_idle();
+            // `Full`: the counters are zero since the callback, which came before `BUSY` was
+            // cleared. A CPU that finds the word without `ATOMIC` finds them so by its address
+            // dependency, as in C's `__percpu_ref_switch_to_percpu()`.
+            if self.word.cmpxchg(word, word & !FORCE, Full).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a kill back. If the reference is not frozen, another life begins, in the mode that the
+    /// last one had. Sleeps if another transition is under way.
+    ///
+    /// Fails with `EINVAL` if the reference was not killed, and with `at_zero`, with `EBUSY` if the
+    /// count is not zero.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has the
+    /// handle of.
+    pub(super) unsafe fn resurrect(this: NonNull<Self>, at_zero: bool) -> Result {
+        // SAFETY: The caller has the handle.
+        let count = unsafe { this.as_ref() };
+
+        // SAFETY: The caller has the handle.
+        unsafe {
+            Self::follow(this, |state| {
+                if at_zero && !count.is_zero() {
+                    Err(EBUSY)
+                } else if state & KILLED == 0 {
+                    Err(EINVAL)
+                } else {
+                    Ok(state & !KILLED)
+                }
+            })
+        }?;
+        count.class.add_unkilled();
+        Ok(())
+    }
+
+    /// Freezes the reference: like a kill, but for as long as there are freezers. Sleeps until all
+    /// references are gone and the release has returned.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has the
+    /// handle of. [`Count::thaw`] must be called once for each call of this.
+    pub(super) unsafe fn freeze(this: NonNull<Self>) {
+        // SAFETY: The caller has the handle.
+        let count = unsafe { this.as_ref() };
+
+        // If there are as many freezers as can be counted, the object stays frozen. Else this one
+        // keeps the state dead.
+        let _ = change(&count.state, |state| {
+            (state & FREEZERS != FREEZERS).then(|| state + FREEZER)
+        });
+        // A thread that revives owns `BUSY`, so it is waited for here, or sees the freezer.
+        while count.wait_idle() & DEAD == 0 {
+            // SAFETY: The caller has the handle. The freezer keeps the state dead.
+            unsafe { Self::begin_end(this, 0) };
+        }
+        // Without a bound, the wait does not fail.
+        let _ = count.wait_released(Until::Done, None);
+    }
+
+    /// Takes a freezer away. If it was the last one and the reference was not killed, another life
+    /// begins. Sleeps if another transition is under way.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of an object for which [`Count::freeze`] was called. The caller
+    /// must not use the object after this.
+    pub(super) unsafe fn thaw(this: NonNull<Self>) {
+        // The freezer keeps the reference dead, so the change does not fail.
+        //
+        // SAFETY: The freezer keeps the memory until the state is changed.
+        let _ = unsafe {
+            Self::follow(this, |state| {
+                let is_full = state & FREEZERS == FREEZERS;
+                Ok(if is_full { state } else { state - FREEZER })
+            })
+        };
+    }
+
+    /// Changes the state of a dead reference to what `new` makes of it, and lets another life begin
+    /// if the state is alive then. Sleeps if another transition is under way. Fails with `EINVAL`
+    /// if the reference lives, and as `new` does.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has a
+    /// hold of until the state is changed. `new` may take that hold away, if the caller does not
+    /// use the object after this.
+    unsafe fn follow(this: NonNull<Self>, new: impl Fn(u64) -> Result<u64>) -> Result {
+        // SAFETY: The caller has a hold, and after the state was changed, we have one.
+        let count = unsafe { this.as_ref() };
+
+        let (word, result) = loop {
+            let word = count.wait_idle();
+            if word & DEAD == 0 {
+                if !is_dead(count.state.load(Relaxed)) {
+                    return Err(EINVAL);
+                }
+                // A thread has killed the reference, and is about to set `DEAD`.
+                fsleep(Delta::from_micros(10));
+                continue;
+            }
+            // `Full`: of several threads this is the only one, and it sees what the kill has done.
+            if count.word.cmpxchg(word, word | BUSY, Full).is_err() {
+                continue;
+            }
+            // Between the two, another life may have begun and be closing now.
+            let is_closing = is_closing(count.atomic.load(Acquire));
+            let mut state = count.state.load(Relaxed);
+            let result = loop {
+                if state & CONFIRM != 0 {
+                    // The confirmation of a kill comes before that is taken back.
+                    //
+                    // SAFETY: The caller has a hold of an object that lives more than once. The
+                    // reference is closed, and we own `BUSY`.
+                    unsafe { Self::confirm(this) };
+                    state = count.state.load(Relaxed);
+                    continue;
+                }
+                let to = match new(state) {
+                    _ if is_closing => break None,
+                    Ok(to) if is_dead(to) => to,
+                    Ok(_) if state & (KILLING | REVIVING) != 0 => break None,
+                    Ok(to) => to | REVIVING,
+                    Err(error) => break Some(Err(error)),
+                };
+                // With a hold of our own until the end. It is added in the same step, so that a
+                // killer that leaves the rest to us waits for the life that it has killed.
+                //
+                // `Full`: see the head of this file.
+                match count.state.cmpxchg(state, to + LIFE, Full) {
+                    Ok(_) => break Some(Ok(to)),
+                    Err(found) => state = found,
+                }
+            };
+            if let Some(result) = result {
+                break (word, result);
+            }
+            // SAFETY: The caller has a hold of an object that lives more than once. We own `BUSY`,
+            // and the reference is closed.
+            unsafe { Self::set_idle(this, word) };
+            count.wake_up_idle();
+            fsleep(Delta::from_micros(10));
+        };
+
+        if !result.is_ok_and(|state| !is_dead(state)) {
+            // SAFETY: The caller has a hold of an object that lives more than once. We own `BUSY`,
+            // and the reference is closed.
+            unsafe { Self::set_idle(this, word) };
+            count.wake_up_idle();
+            if result.is_ok() {
+                // SAFETY: The hold was added with the change of the state.
+                unsafe { Self::drop_hold(this, LIFE, 0) };
+            }
+            return result.map(drop);
+        }
+
+        if is_zero(update(&count.atomic, value::revive)) {
+            // The last life has ended, so this one needs a hold of its own. `Relaxed`: we have one,
+            // too, so nothing ends meanwhile.
+            count.state.add(LIFE, Relaxed);
+        }
+        // The counters are zero, as for `switch_to_percpu()`.
+        //
+        // SAFETY: We have a hold of an object that lives more than once, and own `BUSY`.
+        unsafe { Self::set_idle(this, word & !DEAD) };
+        count.wake_up_idle();
+        // A killer that came before this has set `KILLING` and left the rest to us. One that comes
+        // later sees that `DEAD` was cleared: both are `Full`.
+        let old = change(&count.state, |state| Some(state & !REVIVING));
+        if old.is_ok_and(|state| state & KILLING != 0) {
+            // SAFETY: We have a hold. The state is dead, and `KILLING` keeps it so.
+            unsafe { Self::end_killed(this, KILLING) };
+        }
+        // SAFETY: The hold was added with the change of the state.
+        unsafe { Self::drop_hold(this, LIFE, 0) };
+        Ok(())
+    }
+}
+
+/// Clears a flag.
+fn clear(state: &Atomic<u64>, flag: u64) {
+    let _ = change(state, |state| (state & flag != 0).then_some(state & !flag));
+}
+
+/// A switch to atomic mode, on its way to be completed.
+///
+/// # Invariants
+///
+/// Owns [`BUSY`]. If the count is killed, now or later, it owns the initial reference, too, unless
+/// `finish` and the killer agree otherwise. Until it is put, the initial reference keeps the object
+/// alive.
+struct Callback(NonNull<Count>);
+
+// SAFETY: A reference may be put on any thread.
+unsafe impl Send for Callback {}
+
+// SAFETY: By the type invariant, the object is pinned and alive. By the invariants of `Count`, its
+// `rcu` belongs to the owner of `BUSY`.
+unsafe impl RcuPointer for Callback {
+    fn into_head(self) -> NonNull<RcuHead> {
+        // SAFETY: By the type invariant, the object is alive. The address of a field is not null.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).rcu) }
+    }
+
+    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
+        // SAFETY: By the safety requirements of this function, `head` is the field of a count.
+        let this = unsafe { container_of!(head.as_ptr(), Count, rcu) };
+
+        // INVARIANT: `into_head` gave up the ownership.
+        //
+        // SAFETY: The address of a count is not null.
+        Self(unsafe { NonNull::new_unchecked(this) })
+    }
+
+    /// All CPUs see [`ATOMIC`]: takes the count from the CPUs to the atomic.
+    #[doc(alias("percpu_ref_switch_to_atomic_rcu", "percpu_ref_kill_rcu"))]
+    fn run(self) {
+        let this = self.0;
+        // SAFETY: By the type invariant, the object is alive until `finish()`.
+        let (word, atomic, state, handover): (_, _, _, &Atomic<u32>) = unsafe {
+            (
+                Count::word_of(this),
+                Count::atomic_of(this),
+                Count::state_of(this),
+                &(*this.as_ptr()).handover,
+            )
+        };
+        let is_reinit = state.load(Relaxed) & REINIT != 0;
+
+        // SAFETY: This is the callback. CPUs that used the counters did so in a critical section
+        // that has ended before the grace period; it orders their last writes before our reads.
+        let mut counters = unsafe { Count::counters(word.load(Relaxed)) };
+        let mut percpu = 0u64;
+        for (_, counter) in counters.iter_mut() {
+            percpu = percpu.wrapping_add(mem::take(counter.get_mut()));
+        }
+        if !is_reinit {
+            // SAFETY: The object lives once, so the counters are not used after this.
+            unsafe { ManuallyDrop::drop(&mut counters) };
+        }
+
+        // `NO_KILLER` if it is not killed, or the killer is about to leave it here. `Acquire` pairs
+        // with the `Full` of a killer that has.
+        let closing = handover.load(Acquire) == KILLED_FIRST;
+        // `Full` pairs with that in `put()`: the puts before the switch, which the grace period has
+        // ordered before us, come before the end of the object, whichever thread ends it.
+        let global = update(atomic, |old| value::add_counters(old, percpu, closing));
+        // SAFETY: The function prints two numbers.
+        unsafe { bindings::percpu_ref_pr_debug_sum(global, percpu) };
+        if value::add_counters(global, percpu, closing) == SATURATED && is_valid(global) {
+            let global = global.wrapping_sub(BIAS) as isize;
+            do_once_lite! {
+                report(
+                    // SAFETY: By the type invariant, the object is alive until `finish()`.
+                    unsafe { Count::class_of(this) },
+                    format_args!(
+                        "{} references after the switch to atomic mode: global {global} percpu {}",
+                        global.wrapping_add(percpu as isize),
+                        percpu as isize
+                    ),
+                );
+            }
+        }
+
+        // SAFETY: By the type invariant, the object is alive until `finish()`, and we own `BUSY`.
+        unsafe {
+            // Only such counts are switched without being killed.
+            if is_reinit {
+                Count::notify(this);
+            }
+            Count::finish(this, closing);
+        }
+    }
+}

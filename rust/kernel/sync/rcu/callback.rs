@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! RCU callbacks that own their object.
+//!
+//! An [`RcuBox<T>`] holds a `T` together with the `struct rcu_head` that `call_rcu()` needs. Since
+//! the memory is there already, [`RcuBox::call`] cannot fail. After a grace period the box is passed
+//! to [`RcuCallback::run`], once, which can drop it, keep it, or queue it again.
+//!
+//! [`call`] waits as long as the system likes, to save power: under `CONFIG_RCU_LAZY` that may be
+//! seconds. [`call_hurry`] starts a grace period soon, for callers that wait for the callback.
+//!
+//! # Callbacks and modules
+//!
+//! A callback of a module must not run after the module's code is gone. In C, each module's exit
+//! function must call `rcu_barrier()`. Here, that is done for each module that has queued a
+//! callback when its exit function has returned. Then the module is marked as closed, and
+//! `rcu_barrier()` is called again. From the mark on, and until the memory of the module is used for
+//! another one, a callback of the module is not queued: its object is leaked, with a warning.
+//! Otherwise a callback that always queues itself again would keep its module forever.
+//!
+//! A callback belongs to the module that contains the code of its [`RcuCallback`]. Code of other
+//! modules that the object points to is not kept.
+//!
+//! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
+
+use super::{
+    read_lock,
+    unload, //
+};
+use crate::{
+    alloc::Flags,
+    bindings,
+    container_of,
+    fmt,
+    pr_warn_once,
+    prelude::*,
+    types::Opaque, //
+};
+use core::{
+    ops::{
+        Deref,
+        DerefMut, //
+    },
+    ptr::NonNull, //
+};
+
+/// What `call_rcu()` keeps of an object while it waits.
+#[doc(alias("rcu_head", "callback_head"))]
+#[repr(transparent)]
+pub struct RcuHead(Opaque<bindings::callback_head>);
+
+// SAFETY: Safe code cannot access the head.
+unsafe impl Send for RcuHead {}
+
+// SAFETY: Safe code cannot access the head.
+unsafe impl Sync for RcuHead {}
+
+impl RcuHead {
+    /// Creates a head, for an object whose pointer implements [`RcuPointer`].
+    pub const fn new() -> Self {
+        // `call_rcu()` sets all of it.
+        Self(Opaque::uninit())
+    }
+}
+
+impl fmt::Debug for RcuHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RcuHead")
+    }
+}
+
+impl Default for RcuHead {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A pointer that owns an object with an [`RcuHead`] in it, so that it can be given to [`call`].
+///
+/// Most users need only [`RcuBox`], which implements this.
+///
+/// # Safety
+///
+/// From [`into_head`](Self::into_head) until [`from_head`](Self::from_head), the head must stay
+/// valid, must not move, and must not be used by other code.
+pub unsafe trait RcuPointer: Send + Sized + 'static {
+    /// Converts into a pointer to the head in the object.
+    fn into_head(self) -> NonNull<RcuHead>;
+
+    /// Converts back from the pointer that [`into_head`](Self::into_head) returned.
+    ///
+    /// # Safety
+    ///
+    /// `head` must have come from [`into_head`](Self::into_head) of this type, and must be converted
+    /// back once.
+    unsafe fn from_head(head: NonNull<RcuHead>) -> Self;
+
+    /// Runs after the grace period.
+    ///
+    /// # Context
+    ///
+    /// Called from softirq or a kernel thread of RCU's with bottom halves disabled. Must not sleep.
+    fn run(self);
+}
+
+/// Queues [`RcuPointer::run`] to run after a grace period. The system may delay the grace period.
+///
+/// The callback sees what the caller wrote before, and what was done in read-side critical sections
+/// that may have begun before the call.
+///
+/// # Context
+///
+/// Can be called from any context except NMI.
+#[doc(alias("call_rcu", "call_rcu_sched"))]
+pub fn call<P: RcuPointer>(pointer: P) {
+    queue(pointer, bindings::call_rcu);
+}
+
+/// Queues [`RcuPointer::run`] to run after a grace period, without the delay of `CONFIG_RCU_LAZY`.
+///
+/// Orders memory as [`call`] does.
+///
+/// # Context
+///
+/// Can be called from any context except NMI.
+#[doc(alias = "call_rcu_hurry")]
+pub fn call_hurry<P: RcuPointer>(pointer: P) {
+    queue(pointer, bindings::call_rcu_hurry);
+}
+
+type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
+
+fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
+    // Pairs with `unload::close()`: either `may_queue()` sees the mark, or `synchronize_rcu()` there
+    // waits for this critical section, and the `rcu_barrier()` after it for our callback.
+    let _guard = read_lock();
+
+    let callback: unsafe extern "C" fn(*mut bindings::callback_head) = run_callback::<P>;
+    if !unload::may_queue(callback as *const c_void) {
+        pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
+        core::mem::forget(pointer);
+        return;
+    }
+
+    let head = pointer.into_head();
+    // A reference to the head would lose the right to the object around it, which `from_head`
+    // needs.
+    //
+    // SAFETY: By the safety requirements of `RcuPointer`, the head is valid until `from_head()`.
+    let head = Opaque::cast_into(unsafe { &raw const (*head.as_ptr()).0 });
+    // SAFETY: By the safety requirements of `RcuPointer`, the head is used by this call alone until
+    // `run_callback()` calls `from_head()`.
+    unsafe { call_rcu(head, Some(callback)) };
+}
+
+/// # Safety
+///
+/// Must be called by RCU, once for each time that [`queue`] passed it a head of a `P`.
+unsafe extern "C" fn run_callback<P: RcuPointer>(head: *mut bindings::callback_head) {
+    // SAFETY: RCU passes the pointer that it got from `queue()`, which is not null.
+    let head = unsafe { NonNull::new_unchecked(head.cast()) };
+
+    // SAFETY: `queue()` got this head from `into_head()` of a `P`, and RCU passes it back once.
+    unsafe { P::from_head(head) }.run();
+}
+
+/// An object that can be passed to RCU in an [`RcuBox`].
+pub trait RcuCallback: Send + Sized + 'static {
+    /// Runs after the grace period that [`RcuBox::call`] asked for.
+    ///
+    /// The default drops the object and frees its memory, as `kfree_rcu()` does.
+    ///
+    /// # Context
+    ///
+    /// Called from softirq or a kernel thread of RCU's with bottom halves disabled. Must not sleep.
+    #[doc(alias("kfree_rcu", "kvfree_rcu"))]
+    fn run(this: RcuBox<Self>) {
+        drop(this);
+    }
+}
+
+/// A pinned object that can be passed to RCU.
+///
+/// If the box is dropped, the object is dropped and freed at once.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::prelude::*;
+/// use kernel::sync::rcu::{RcuBox, RcuCallback};
+///
+/// struct Route {
+///     gateway: u32,
+/// }
+///
+/// // The default: dropped after a grace period.
+/// impl RcuCallback for Route {}
+///
+/// let old = RcuBox::new(Route { gateway: 0x7f00_0001 }, GFP_KERNEL)?;
+/// old.call();
+/// # Ok::<(), Error>(())
+/// ```
+#[must_use = "if unused, the object is dropped again at once"]
+pub struct RcuBox<T>(Pin<KBox<Node<T>>>);
+
+#[pin_data]
+struct Node<T> {
+    head: RcuHead,
+    #[pin]
+    value: T,
+}
+
+impl<T: RcuCallback> RcuBox<T> {
+    /// Allocates and initialises an object.
+    ///
+    /// Fails with `ENOMEM`, or with the error of `init`.
+    ///
+    /// # Context
+    ///
+    /// May sleep if `flags` allow it, and then must be called from process context.
+    pub fn new<E>(init: impl PinInit<T, E>, flags: Flags) -> Result<Self>
+    where
+        Error: From<E>,
+    {
+        let node = try_pin_init!(Node {
+            head: RcuHead::new(),
+            value <- init,
+        }? Error);
+        Ok(Self(KBox::try_pin_init(node, flags)?))
+    }
+
+    /// Passes the object to RCU, as [`call`] does.
+    #[doc(alias("call_rcu", "call_rcu_sched"))]
+    pub fn call(self) {
+        call(self);
+    }
+
+    /// Passes the object to RCU, as [`call_hurry`] does.
+    #[doc(alias = "call_rcu_hurry")]
+    pub fn call_hurry(self) {
+        call_hurry(self);
+    }
+}
+
+impl<T> RcuBox<T> {
+    /// Returns a pinned mutable reference to the object.
+    pub fn as_pin_mut(&mut self) -> Pin<&mut T> {
+        self.0.as_mut().project().value
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for RcuBox<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T> Deref for RcuBox<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.value
+    }
+}
+
+impl<T: Unpin> DerefMut for RcuBox<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.as_pin_mut().get_mut()
+    }
+}
+
+// SAFETY: The box owns the node, which is pinned. No other code uses its head.
+unsafe impl<T: RcuCallback> RcuPointer for RcuBox<T> {
+    fn into_head(self) -> NonNull<RcuHead> {
+        // SAFETY: The node does not move before `from_head()` makes a pinned box of it again.
+        let node = KBox::into_raw(unsafe { Pin::into_inner_unchecked(self.0) });
+
+        // SAFETY: `node` is valid, so the address of its field is not null.
+        unsafe { NonNull::new_unchecked(&raw mut (*node).head) }
+    }
+
+    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
+        // SAFETY: By the safety requirements of this function, `head` is the field of a node.
+        let node = unsafe { container_of!(head.as_ptr(), Node<T>, head) };
+
+        // SAFETY: `node` came from `KBox::into_raw()` in `into_head()`, and is converted back once.
+        Self(Pin::from(unsafe { KBox::from_raw(node) }))
+    }
+
+    fn run(self) {
+        T::run(self);
+    }
+}

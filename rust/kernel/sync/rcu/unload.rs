@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Keeps the code of RCU callbacks in memory until they have run.
+//!
+//! When a module is unloaded, [`close`] must be called after its exit function has returned and
+//! before its memory is freed. [`open`] must be called before a module runs any code.
+//!
+//! A module that never queued a callback does not pay a grace period: [`QUEUED`] tells which modules
+//! these are.
+
+use super::{
+    call_hurry,
+    RcuHead,
+    RcuPointer, //
+};
+use crate::{
+    alloc::flags::GFP_KERNEL,
+    bindings, container_of,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        rcu::read_lock, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+};
+use core::{
+    cell::UnsafeCell,
+    iter,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+
+/// The number of a module's memory ranges.
+#[cfg(CONFIG_MODULES)]
+const RANGES: usize = bindings::mod_mem_type_MOD_MEM_NUM_TYPES as usize;
+#[cfg(not(CONFIG_MODULES))]
+const RANGES: usize = 0;
+
+/// The ranges of memory that a module lies in, each by its start and its size.
+#[derive(Clone, Copy)]
+pub(crate) struct ModuleMemory([(usize, usize); RANGES]);
+
+impl ModuleMemory {
+    /// Returns the memory of `module`.
+    ///
+    /// # Safety
+    ///
+    /// `module` must be valid.
+    #[cfg(CONFIG_MODULES)]
+    pub(crate) unsafe fn of(module: *const bindings::module) -> Self {
+        // SAFETY: By the safety requirements of this function, `module` is valid.
+        let mem = unsafe { &raw const (*module).mem };
+        Self(core::array::from_fn(|i| {
+            // SAFETY: `mem` is an array of `RANGES` elements. Its bounds do not change while the
+            // module is loaded.
+            let (base, size) = unsafe { ((*mem)[i].base, (*mem)[i].size) };
+            (base.addr(), size as usize)
+        }))
+    }
+
+    /// Returns the memory of a module in a kernel that has no modules.
+    ///
+    /// # Safety
+    ///
+    /// None.
+    #[cfg(not(CONFIG_MODULES))]
+    pub(crate) unsafe fn of(_module: *const bindings::module) -> Self {
+        Self([])
+    }
+
+    /// Returns whether `addr` lies in the module.
+    pub(crate) fn contains(&self, addr: usize) -> bool {
+        self.0
+            .iter()
+            .any(|&(base, size)| addr.wrapping_sub(base) < size)
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.0.iter().any(|&(base, size)| {
+            other.0.iter().any(|&(other_base, other_size)| {
+                base.wrapping_sub(other_base) < other_size || other_base.wrapping_sub(base) < size
+            })
+        })
+    }
+}
+
+/// The pages with the code of callbacks that were queued, each in the slot of its number.
+///
+/// A slot is 0 if there is no such page, and [`MANY`] if there is more than one. Only [`close`]
+/// resets a slot.
+static QUEUED: [Atomic<usize>; SLOTS] = [const { Atomic::new(0) }; SLOTS];
+
+/// The number of slots. The pages of modules lie side by side.
+const SLOTS: usize = 128;
+const MANY: usize = 1;
+
+/// Remembers that the callback `text` is queued. Returns `true` if that was not known before.
+fn set_queued(text: usize) -> bool {
+    let page = text & !(bindings::PAGE_SIZE - 1);
+    let slot = &QUEUED[page / bindings::PAGE_SIZE % SLOTS];
+    let mut old = slot.load(Relaxed);
+    while old != page && old != MANY {
+        let new = if old == 0 { page } else { MANY };
+        // `Full`: comes before the second look in `may_queue()`.
+        match slot.cmpxchg(old, new, Full) {
+            Ok(_) => return true,
+            Err(found) => old = found,
+        }
+    }
+    false
+}
+
+/// Returns the slots of callbacks that lie in `memory`, with what is in them.
+fn slots_in(memory: &ModuleMemory) -> impl Iterator<Item = (&'static Atomic<usize>, usize)> + '_ {
+    QUEUED
+        .iter()
+        .map(|slot| (slot, slot.load(Relaxed)))
+        .filter(|&(_, page)| {
+            // The ranges of a module begin at pages.
+            page == MANY || page != 0 && memory.contains(page)
+        })
+}
+
+/// Returns whether a module may have queued callbacks. It is `true` for a module that has, and
+/// almost always `false` for others.
+pub(crate) fn has_queued(memory: &ModuleMemory) -> bool {
+    slots_in(memory).next().is_some()
+}
+
+/// Returns whether the callback `text` can be queued. If so, [`close`] waits for the caller's RCU
+/// read-side critical section, and for the callback.
+pub(super) fn may_queue(text: *const c_void) -> bool {
+    // The second look is for the first callback in a page. Both this and `close()` write, then
+    // read what the other one has written, fully ordered. So either this sees that the module is
+    // closed, or `close()` sees that it has queued a callback, and waits.
+    if is_closed(text) {
+        return false;
+    }
+    let is_first = set_queued(text.addr());
+    !is_first || !is_closed(text)
+}
+
+/// A module that cannot begin anything new.
+///
+/// It stays on the list until another module is loaded to the same place: after [`close`] has
+/// returned, code of the module can still run until the module is freed, in notifiers, in functions
+/// of `async_schedule()`, and in callbacks of parameters (`free_module()` in kernel/module/main.c).
+///
+/// The list only grows. An entry whose state is [`FREE`] is used for the next module.
+///
+/// # Invariants
+///
+/// `memory` is only written by the thread that changed `state` from [`FREE`] to [`CLAIMED`]. No
+/// reader uses it in these two states, since a grace period passes before an entry becomes [`FREE`].
+struct Closed {
+    state: Atomic<u32>,
+    memory: UnsafeCell<ModuleMemory>,
+    head: RcuHead,
+    next: *mut Closed,
+}
+
+/// In [`Closed::state`]: the entry is not used.
+const FREE: u32 = 0;
+/// In [`Closed::state`]: a thread is about to set the memory.
+const CLAIMED: u32 = 1;
+/// In [`Closed::state`]: the module is closed.
+const CLOSED: u32 = 2;
+/// In [`Closed::state`]: another module lies at the same place. Becomes [`FREE`] after a grace
+/// period.
+const OPENED: u32 = 3;
+
+/// The first entry of the list.
+static FIRST: Atomic<*mut Closed> = Atomic::new(ptr::null_mut());
+
+/// Returns all entries.
+fn entries() -> impl Iterator<Item = &'static Closed> {
+    // `Acquire` pairs with the `Full` in `claim()`, which published the entry.
+    let mut next = FIRST.load(Acquire);
+    iter::from_fn(move || {
+        // SAFETY: Entries are not freed while the library is in use.
+        let entry: &'static Closed = unsafe { next.as_ref() }?;
+        next = entry.next;
+        Some(entry)
+    })
+}
+
+/// Returns the entries of closed modules.
+///
+/// The caller must be in an RCU read-side critical section, and must not use the memory after it.
+fn closed() -> impl Iterator<Item = (&'static Closed, &'static ModuleMemory)> {
+    entries()
+        // `Acquire` pairs with the `Full` in `close()`: the memory is that of the module.
+        .filter(|entry| entry.state.load(Acquire) == CLOSED)
+        // SAFETY: The state was `CLOSED` in this critical section, so by the type invariant the
+        // memory is not written before its end.
+        .map(|entry| (entry, unsafe { &*entry.memory.get() }))
+}
+
+/// Returns whether `text` lies in a module that must not begin anything.
+pub(crate) fn is_closed(text: *const c_void) -> bool {
+    let _guard = read_lock();
+    closed().any(|(_, memory)| memory.contains(text.addr()))
+}
+
+/// Returns an unused entry, in the state [`CLAIMED`].
+fn claim() -> &'static Closed {
+    if let Some(entry) = entries().find(|entry| {
+        // `Acquire` pairs with the `Full` in `Opened::run()`: readers are done with the entry.
+        entry.state.load(Relaxed) == FREE && entry.state.cmpxchg(FREE, CLAIMED, Acquire).is_ok()
+    }) {
+        return entry;
+    }
+    let entry = loop {
+        let entry = Closed {
+            state: Atomic::new(CLAIMED),
+            memory: UnsafeCell::new(ModuleMemory([(0, 0); RANGES])),
+            head: RcuHead::new(),
+            next: FIRST.load(Relaxed),
+        };
+        match KBox::new(entry, GFP_KERNEL) {
+            Ok(entry) => break KBox::into_raw(entry),
+            // Unloading cannot fail.
+            Err(_) => fsleep(Delta::from_millis(100)),
+        }
+    };
+    // SAFETY: `entry` is valid, and not published until `cmpxchg()` succeeds. `Full` pairs with the
+    // `Acquire` in `entries()`.
+    while let Err(first) = FIRST.cmpxchg(unsafe { (*entry).next }, entry, Full) {
+        // SAFETY: The `cmpxchg()` failed, so `entry` is still not published.
+        unsafe { (*entry).next = first };
+    }
+    // SAFETY: Entries are not freed while the library is in use.
+    unsafe { &*entry }
+}
+
+/// Marks the module at `memory` as closed, so that it cannot begin anything new, until [`open`].
+///
+/// # Context
+///
+/// May sleep, so must be called from process context.
+pub(crate) fn mark_closed(memory: &ModuleMemory) {
+    let entry = claim();
+    // SAFETY: We have changed the state to `CLAIMED`.
+    unsafe { entry.memory.get().write(*memory) };
+    // `Full` pairs with the `Acquire` in `closed()`. The other direction is in `may_queue()`.
+    entry.state.xchg(CLOSED, Full);
+}
+
+/// Waits for the callbacks of a closed module, if it has queued any.
+///
+/// # Context
+///
+/// Sleeps, so must be called from process context.
+pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
+    if !has_queued(memory) {
+        return;
+    }
+    // SAFETY: We are in process context. After this, all critical sections see the mark, ...
+    unsafe { bindings::synchronize_rcu() };
+    // ... so after this, no callback of the module is left.
+    //
+    // SAFETY: We are in process context.
+    unsafe { bindings::rcu_barrier() };
+    for (slot, page) in slots_in(memory) {
+        if page != MANY {
+            let _ = slot.cmpxchg(page, 0, Relaxed);
+        }
+    }
+}
+
+/// Forgets the closed modules that lay at `memory`, where a module is about to be loaded.
+///
+/// # Context
+///
+/// Can be called from any context except NMI.
+pub(crate) fn open(memory: &ModuleMemory) {
+    let _guard = read_lock();
+    for (entry, _) in closed().filter(|(_, closed)| closed.overlaps(memory)) {
+        if entry.state.cmpxchg(CLOSED, OPENED, Full).is_ok() {
+            // INVARIANT: We have changed the state to `OPENED`.
+            call_hurry(Opened(NonNull::from(entry)));
+        }
+    }
+}
+
+/// Frees the list of closed modules.
+///
+/// # Safety
+///
+/// No other function of this file must be called at the same time, and no RCU callback that was
+/// queued by [`open`] must be left.
+#[cfg(MODULE)]
+pub(crate) unsafe fn free() {
+    let mut next = FIRST.xchg(ptr::null_mut(), Full);
+    while !next.is_null() {
+        // SAFETY: `claim()` made it a box. By the safety requirements of this function, no other
+        // thread uses it.
+        next = unsafe { KBox::from_raw(next) }.next;
+    }
+}
+
+/// An entry that becomes [`FREE`] after a grace period.
+///
+/// # Invariants
+///
+/// The state of the entry is [`OPENED`], and this value alone changes it.
+struct Opened(NonNull<Closed>);
+
+// SAFETY: The state can be changed on any thread.
+unsafe impl Send for Opened {}
+
+// SAFETY: The entry does not move. By the type invariant, there is one value for it, so its head is
+// used once at a time.
+unsafe impl RcuPointer for Opened {
+    fn into_head(self) -> NonNull<RcuHead> {
+        // SAFETY: Entries are not freed while the library is in use. The address of a field is not
+        // null.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).head) }
+    }
+
+    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
+        // SAFETY: By the safety requirements of this function, `head` is the field of an entry.
+        let entry = unsafe { container_of!(head.as_ptr(), Closed, head) };
+
+        // INVARIANT: `into_head()` gave up the value for this entry.
+        //
+        // SAFETY: The address of an entry is not null.
+        Self(unsafe { NonNull::new_unchecked(entry) })
+    }
+
+    fn run(self) {
+        // `Full` pairs with the `Acquire` in `claim()`.
+        //
+        // SAFETY: Entries are not freed while the library is in use.
+        unsafe { self.0.as_ref() }.state.xchg(FREE, Full);
+    }
+}

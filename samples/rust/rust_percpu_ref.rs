@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device that is removed while requests to it are under way.
+//!
+//! `/dev/percpu_ref_sample` keeps the text that was written to it. Each request takes `latency_ms`
+//! milliseconds, as if there were hardware. After a write, the text is saved in the background, by
+//! a work item that holds a reference of its own.
+//!
+//! The device is removed when the module is unloaded, and when `remove` is written to the file, as
+//! if the hardware were pulled out. Then
+//!
+//! - requests under way complete with all that they need;
+//! - new requests fail with `ENODEV`, also on a file that was opened before;
+//! - the device is released when the last request has ended, and its memory is freed.
+//!
+//! An open file keeps the module in memory from Linux 7.3 on. Before that, do not unload this
+//! module while a file is open.
+
+use core::ptr::NonNull;
+use kernel::sync::percpu_ref::{
+    Counted,
+    PercpuRefGuard,
+    RcuPercpuRef,
+    UniquePercpuRef, //
+};
+use kernel::{
+    bindings,
+    fs::{
+        File,
+        Kiocb, //
+    },
+    impl_has_work,
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceOptions,
+        MiscDeviceRegistration, //
+    },
+    new_mutex,
+    new_work,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        rcu,
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+    workqueue::{
+        Queue,
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// What the requests need.
+#[pin_data(PinnedDrop)]
+struct Device {
+    #[pin]
+    text: Mutex<KVVec<u8>>,
+    latency: Delta,
+    /// How often the text was saved.
+    saved: Atomic<u32>,
+    /// Runs [`Save`]. Dropping it waits until the last one has returned.
+    saves: SaveQueue,
+}
+
+impl Counted for Device {
+    // The drop of `saves` sleeps, and waits for work items. The last reference may be dropped by
+    // such a work item, or by an RCU callback, which must not sleep. So a device is released in a
+    // thread of its own. Leave this out if neither `release()` nor `Drop` sleeps: then there is no
+    // delay.
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        pr_info!("the last request has ended\n");
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Device {
+    fn drop(self: Pin<&mut Self>) {
+        pr_info!("freed after {} saves\n", self.saved.load(Relaxed));
+    }
+}
+
+/// Finds the device for the requests, as long as it is there. A driver for more than one device has
+/// this in the private data that its bus keeps for each.
+static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
+
+/// Begins a request. As long as the caller has the guard, the device is there. Getting the guard
+/// does not write to memory that other CPUs write to.
+fn begin_request() -> Result<PercpuRefGuard<Device>> {
+    DEVICE.try_get_live(&rcu::read_lock()).ok_or(ENODEV)
+}
+
+/// Removes the device. When this returns, no request is under way, also if it was another thread
+/// that removed the device. Must not be called in a request, and no request may wait for user space
+/// without a bound, since this cannot be interrupted.
+fn remove() {
+    if DEVICE.remove() {
+        pr_info!("removed\n");
+    }
+}
+
+/// Saves the text of a device in the background.
+///
+/// The guard keeps the device while the work item is queued and while it runs. It does not keep the
+/// module: the library waits for the release of the device, and not for the function that dropped
+/// the last guard. After `drop(guard)`, a work item still runs code of the module: what follows in
+/// its function, and the code that frees its memory. So a module must flush its work items before
+/// it is unloaded. Here that is done by the drop of [`Device::saves`], which is a part of the
+/// release that [`remove`] waits for.
+#[pin_data]
+struct Save {
+    device: PercpuRefGuard<Device>,
+    #[pin]
+    work: Work<Save>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Save { self.work }
+}
+
+impl Save {
+    fn new(device: PercpuRefGuard<Device>) -> Result<Pin<KBox<Self>>> {
+        let save = pin_init!(Self {
+            device,
+            work <- new_work!("percpu_ref_sample::Save"),
+        });
+        KBox::pin_init(save, GFP_KERNEL)
+    }
+}
+
+impl WorkItem for Save {
+    type Pointer = Pin<KBox<Self>>;
+
+    fn run(this: Pin<KBox<Self>>) {
+        fsleep(this.device.latency);
+        let text = this.device.text.lock();
+        if !text.is_empty() {
+            this.device.saved.add(1, Relaxed);
+        }
+    }
+}
+
+/// A workqueue for [`Save`].
+///
+/// The kernel crate can neither flush nor cancel work items, and its queues are those of the whole
+/// system, so this calls C.
+///
+/// # Invariants
+///
+/// The workqueue is valid.
+struct SaveQueue(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: A workqueue can be used and destroyed by any thread.
+unsafe impl Send for SaveQueue {}
+
+// SAFETY: Any number of threads can queue work items at the same time.
+unsafe impl Sync for SaveQueue {}
+
+impl SaveQueue {
+    /// Allocates a workqueue.
+    ///
+    /// # Context
+    ///
+    /// Sleeps, so must be called from process context.
+    fn new() -> Result<Self> {
+        let name = c"percpu_ref_sample".as_char_ptr();
+        let flags = bindings::wq_flags_WQ_UNBOUND;
+        // SAFETY: `name` ends with a null and has no conversions, so there are no further
+        // arguments. With 0, the number of active work items has the default limit.
+        let queue = unsafe { bindings::alloc_workqueue_noprof(name, flags, 0) };
+        // INVARIANT: The workqueue is valid until `drop()`.
+        NonNull::new(queue).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Queues a work item. No delayed ones: `destroy_workqueue()` does not wait for their timers.
+    fn enqueue(&self, save: Pin<KBox<Save>>) {
+        // SAFETY: By the type invariant, the workqueue is valid as long as `self`.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }.enqueue(save);
+    }
+}
+
+impl Drop for SaveQueue {
+    /// Waits until the functions of all work items have returned to the kernel's own code.
+    ///
+    /// # Context
+    ///
+    /// Sleeps, so must be called from process context, and not from one of the work items.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, the workqueue is valid. It is not used after this.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+    }
+}
+
+/// An open file. It holds no reference to the device, since a file may stay open for days. The file
+/// can be opened until the module is unloaded, with or without the device.
+struct Open;
+
+#[vtable]
+impl MiscDevice for Open {
+    type Ptr = ();
+
+    fn open(_file: &File, _registration: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        Ok(())
+    }
+
+    fn read_iter(mut kiocb: Kiocb<'_, Self::Ptr>, to: &mut IovIterDest<'_>) -> Result<usize> {
+        let device = begin_request()?;
+
+        fsleep(device.latency);
+        let text = device.text.lock();
+        to.simple_read_from_buffer(kiocb.ki_pos_mut(), &text)
+    }
+
+    fn write_iter(mut kiocb: Kiocb<'_, Self::Ptr>, from: &mut IovIterSource<'_>) -> Result<usize> {
+        if from.len() > PAGE_SIZE {
+            return Err(EINVAL);
+        }
+        let mut text = KVVec::new();
+        let length = from.copy_from_iter_vec(&mut text, GFP_KERNEL)?;
+        if text.trim_ascii_end() == b"remove" {
+            remove();
+            return Ok(length);
+        }
+        let device = begin_request()?;
+        let save = Save::new(device.clone())?;
+
+        fsleep(device.latency);
+        *device.text.lock() = text;
+        device.saves.enqueue(save);
+        // The next read begins at the start of the text.
+        *kiocb.ki_pos_mut() = 0;
+        Ok(length)
+    }
+}
+
+/// Keeps the device plugged in, until this is dropped or the device is removed.
+struct Plugged;
+
+impl Plugged {
+    fn new(latency_ms: u32) -> Result<Self> {
+        let device = UniquePercpuRef::new(
+            try_pin_init!(Device {
+                text <- new_mutex!(KVVec::new()),
+                latency: Delta::from_millis(latency_ms.into()),
+                saved: Atomic::new(0),
+                saves: SaveQueue::new()?,
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        DEVICE.replace(Some(device.into()));
+        Ok(Self)
+    }
+}
+
+impl Drop for Plugged {
+    fn drop(&mut self) {
+        remove();
+    }
+}
+
+/// The fields are dropped in this order: first the file can be opened no more, then the device is
+/// removed.
+#[pin_data]
+struct Sample {
+    #[pin]
+    _registration: MiscDeviceRegistration<Open>,
+    _plugged: Plugged,
+}
+
+impl kernel::InPlaceModule for Sample {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        // Up to 7.2, a parameter's value is a reference.
+        let latency_ms: u32 = *core::borrow::Borrow::borrow(&module_parameters::latency_ms.value());
+        let name = c"percpu_ref_sample";
+
+        try_pin_init!(Self {
+            _plugged: Plugged::new(latency_ms)?,
+            _registration <- MiscDeviceRegistration::register(MiscDeviceOptions { name }),
+        }? Error)
+    }
+}
+
+module! {
+    type: Sample,
+    name: "rust_percpu_ref_sample",
+    description: "A device that is removed while in use",
+    license: "GPL",
+    params: {
+        latency_ms: u32 {
+            default: 1,
+            description: "Milliseconds that a request takes",
+        },
+    },
+}

@@ -1,0 +1,643 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Cases about how references end, and about the threads that wait for it.
+
+use super::*;
+
+use kernel::sync::percpu_ref::{
+    Frozen,
+    RcuPercpuRef,
+    Reinit, //
+};
+use kernel::{
+    str::CString,
+    sync::{
+        global_lock,
+        rcu::read_lock, //
+    }, //
+};
+
+extern "C" {
+    fn percpu_ref_test_in_hardirq(run: unsafe extern "C" fn(arg: *mut c_void), arg: *mut c_void);
+    fn percpu_ref_test_set_fifo();
+    fn percpu_ref_test_allow_kill();
+    fn percpu_ref_test_forget_kill();
+}
+
+type Modal = PercpuRef<Thing, Reinit>;
+
+fn modal() -> Result<(Arc<Modal>, Arc<Events>)> {
+    let (thing, events) = Thing::new()?;
+    let modal = Modal::from(UniquePercpuRef::new_reinit(thing, GFP_KERNEL)?);
+    Ok((Arc::new(modal, GFP_KERNEL)?, events))
+}
+
+/// Drops `value` in a hard interrupt, on PREEMPT_RT as well.
+fn drop_in_hardirq<V: Send>(value: V) {
+    /// # Safety
+    ///
+    /// `slot` must point to an `Option<V>` that is not used otherwise.
+    unsafe extern "C" fn run<V>(slot: *mut c_void) {
+        // SAFETY: By the safety requirements of this function, the slot is ours.
+        drop(unsafe { (*slot.cast::<Option<V>>()).take() });
+    }
+
+    let mut slot = Some(value);
+    // SAFETY: `run::<V>` is called once, with the slot, before the function returns.
+    unsafe { percpu_ref_test_in_hardirq(run::<V>, (&raw mut slot).cast()) };
+}
+
+/// The last reference is put in a hard interrupt while a thread waits for the release. lockdep must
+/// have nothing to say.
+pub(super) fn last_put_in_hardirq_wakes() -> Result<Outcome> {
+    let Some((here, _)) = two_cpus() else {
+        return Ok(Skipped("needs two CPUs"));
+    };
+    for _ in 0..times(20) {
+        // A thread waits for the release.
+        let (thing, events) = Thing::shared()?;
+        let guard = thing.try_get().ok_or(EIO)?;
+        check!(thing.kill());
+        let waiter = Thread::spawn(here, move || thing.wait_released())?;
+        fsleep(Delta::from_millis(2));
+        drop_in_hardirq(guard);
+        drop(waiter);
+        check_end(&events, 0, 1)?;
+
+        // A release that may sleep.
+        let (thing, events) = Thing::new()?;
+        let sleeper = PercpuRef::from(UniquePercpuRef::new(Sleeping(thing), GFP_KERNEL)?);
+        let guard = sleeper.try_get().ok_or(EIO)?;
+        check!(sleeper.kill());
+        let waiter = Thread::spawn(here, move || sleeper.wait_released())?;
+        fsleep(Delta::from_millis(2));
+        drop_in_hardirq(guard);
+        drop(waiter);
+        check_end(&events, 0, 1)?;
+
+        // The memory ends in the interrupt, too, since the owner is gone.
+        let (thing, events) = Thing::shared()?;
+        let guard = thing.try_get().ok_or(EIO)?;
+        drop(thing);
+        rcu::rcu_barrier();
+        drop_in_hardirq(guard);
+        check_end(&events, 0, 1)?;
+
+        // The same for an object that lives more than once, and for its owner's handle.
+        for owner_last in [false, true] {
+            let (modal, events) = modal()?;
+            let guard = modal.try_get().ok_or(EIO)?;
+            modal.switch_to_atomic_sync();
+            if owner_last {
+                drop(guard);
+                drop_in_hardirq(modal);
+            } else {
+                drop(modal);
+                drop_in_hardirq(guard);
+            }
+            check_end(&events, 0, 1)?;
+        }
+    }
+    Ok(Passed)
+}
+
+/// May sleep in its release, and does not.
+struct Sleeping(Thing);
+
+impl Counted for Sleeping {
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        self.0.release();
+    }
+}
+
+/// When a transition is over, a count without references is zero. The thread that waits for it has
+/// the highest priority on its CPU, so it runs before the callback has done anything else.
+pub(super) fn zero_when_closed() -> Result<Outcome> {
+    for cpu in online_cpus() {
+        let failed = on_cpu(cpu, || {
+            // SAFETY: We are in a thread of our own.
+            unsafe { percpu_ref_test_set_fifo() };
+            let (modal, events) = modal()?;
+            let rounds = times(25);
+            for _ in 0..rounds {
+                check!(modal.kill());
+                modal.switch_to_atomic_sync();
+                check!(modal.is_zero() && modal.references() == Some(0));
+                check!(modal.try_get().is_none());
+                modal.wait_released();
+                modal.switch_to_percpu();
+                check!(modal.reinit().is_ok());
+
+                check!(modal.kill());
+                check!(modal.reinit().is_ok());
+            }
+            check!(modal.kill_and_wait());
+            check!(events.released.get() as usize == 2 * rounds + 1);
+            Ok::<_, Error>(())
+        })?;
+        failed?;
+        wait_for(|| THINGS.load(Relaxed) == 0)?;
+    }
+    Ok(Passed)
+}
+
+/// An object that looks at its own count when a kill is confirmed.
+struct Watcher {
+    own: Atomic<*mut PercpuRef<Watcher, Reinit>>,
+    zero: Counter,
+    held: Counter,
+}
+
+impl Counted for Watcher {
+    fn confirmed(&self) {
+        // SAFETY: `zero_when_confirmed()` keeps it until after the last confirmation.
+        let own = unsafe { &*self.own.load(Acquire) };
+        match own.references() {
+            Some(0) if own.is_zero() && own.try_get().is_none() => self.zero.inc(),
+            Some(1) if !own.is_zero() && own.try_get().is_some() => self.held.inc(),
+            _ => {}
+        }
+        if own.try_get_live().is_some() {
+            self.zero.inc();
+        }
+    }
+}
+
+/// The initial reference, which is put after the confirmation, does not count as one.
+pub(super) fn zero_when_confirmed() -> Result<Outcome> {
+    let watcher = Watcher {
+        own: Atomic::new(core::ptr::null_mut()),
+        zero: Counter::default(),
+        held: Counter::default(),
+    };
+    let own = PercpuRef::from(UniquePercpuRef::new_reinit(watcher, GFP_KERNEL)?);
+    own.value().own.store((&raw const own).cast_mut(), Release);
+    for atomic in [false, true] {
+        for held in [false, true] {
+            if atomic {
+                own.switch_to_atomic_sync();
+            }
+            let guard = held.then(|| own.try_get());
+            check!(own.kill_and_confirm());
+            rcu::rcu_barrier();
+            drop(guard);
+            own.wait_released();
+            check!(own.reinit().is_ok());
+        }
+    }
+    check!(own.value().zero.get() == 2 && own.value().held.get() == 2);
+    check!(own.kill_and_wait());
+    rcu::rcu_barrier();
+    Ok(Passed)
+}
+
+/// An object whose release waits for the release of another one of the same type.
+struct Generation {
+    child: Option<PercpuRef<Generation>>,
+    ended: Arc<Counter>,
+}
+
+impl Counted for Generation {
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        if let Some(child) = &self.child {
+            child.kill_and_wait();
+        }
+        self.ended.inc();
+    }
+}
+
+/// More releases wait for others than a workqueue would run at the same time.
+pub(super) fn release_waits_for_release() -> Result<Outcome> {
+    const PARENTS: u32 = 1100;
+    const GENERATIONS: u32 = 3;
+
+    let ended = Arc::new(Counter::default(), GFP_KERNEL)?;
+    let mut parents = KVVec::with_capacity(PARENTS as usize, GFP_KERNEL)?;
+    for _ in 0..PARENTS {
+        let mut child = None;
+        for _ in 0..GENERATIONS {
+            let ended = ended.clone();
+            let generation = Generation { child, ended };
+            child = Some(PercpuRef::from(UniquePercpuRef::new(
+                generation, GFP_KERNEL,
+            )?));
+        }
+        parents.push(child, GFP_KERNEL)?;
+    }
+    drop(parents);
+    wait_for(|| ended.get() == PARENTS * GENERATIONS)?;
+    Ok(Passed)
+}
+
+/// Waits end at a time that was given, and at a fatal signal.
+pub(super) fn waits_end() -> Result<Outcome> {
+    let (thing, events) = Thing::shared()?;
+    let thing = Arc::new(thing, GFP_KERNEL)?;
+    let guard = thing.try_get().ok_or(EIO)?;
+
+    let start = Instant::<Monotonic>::now();
+    check!(thing.wait_released_timeout(Delta::from_millis(20)) == Err(ETIMEDOUT));
+    check!(start.elapsed() >= Delta::from_millis(20) && !thing.is_dying());
+    check!(thing.kill_and_wait_timeout(Delta::from_millis(20)) == Err(ETIMEDOUT));
+    check!(thing.is_dying());
+    check!(thing.kill_and_wait_timeout(Delta::from_millis(0)) == Err(ETIMEDOUT));
+    check!(thing.wait_released_timeout(Delta::from_nanos(i64::MIN)) == Err(ETIMEDOUT));
+
+    // 1: the thread waits. 2: it has returned with `EINTR`.
+    let step = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+    let (there, killed) = (thing.clone(), step.clone());
+    let cpu = online_cpus().last().ok_or(EIO)?;
+    let thread = Thread::spawn(cpu, move || {
+        // SAFETY: We are in a kernel thread of our own, here and below.
+        unsafe { percpu_ref_test_allow_kill() };
+        killed.store(1, Release);
+        let result = there.kill_and_wait_killable();
+        let again = there.wait_released_killable();
+        // SAFETY: See above.
+        unsafe { percpu_ref_test_forget_kill() };
+        if result == Err(EINTR) && again == Err(EINTR) {
+            killed.store(2, Release);
+        }
+    })?;
+    // If this fails, the guard is dropped before the thread is waited for.
+    let guard = guard;
+    wait_for(|| step.load(Acquire) == 1)?;
+    fsleep(Delta::from_millis(10));
+    check!(step.load(Acquire) == 1);
+    thread.kill();
+    drop(thread);
+    check!(step.load(Acquire) == 2);
+
+    let waiter = {
+        let there = thing.clone();
+        Thread::spawn(cpu, move || {
+            let _ = there.wait_released_timeout(Delta::from_secs(3600));
+        })?
+    };
+    let released = events.released.get();
+    drop(guard);
+    drop(waiter);
+    check!(released == 0);
+    check!(thing.wait_released_timeout(Delta::from_millis(0)) == Ok(()));
+    check!(thing.kill_and_wait_killable() == Ok(()));
+    drop(thing);
+    check_end(&events, 0, 1)?;
+    Ok(Passed)
+}
+
+/// An object that a thread waits for throughout the suite.
+struct Awaited;
+
+impl Counted for Awaited {}
+
+type LongWait = (Instant<Monotonic>, PercpuRefGuard<Awaited>, Thread);
+
+global_lock! {
+    // SAFETY: `long_wait_begins()` initialises it before all else, once.
+    unsafe(uninit) static LONG_WAIT: Mutex<Option<LongWait>> = None;
+}
+
+/// Begins what [`long_wait_is_told`] ends.
+pub(super) fn long_wait_begins() -> Result<Outcome> {
+    static ONCE: Atomic<u32> = Atomic::new(0);
+    if ONCE.fetch_add(1, Relaxed) != 0 {
+        return Ok(Skipped("only once in a boot"));
+    }
+    // SAFETY: This is the first use, and the only initialisation.
+    unsafe { LONG_WAIT.init() };
+    if value(module_parameters::seconds.value()) == 0 {
+        return Ok(Skipped("takes too long"));
+    }
+
+    let awaited = PercpuRef::from(UniquePercpuRef::new(Awaited, GFP_KERNEL)?);
+    let guard = awaited.try_get().ok_or(EIO)?;
+    check!(awaited.kill());
+    let cpu = online_cpus().last().ok_or(EIO)?;
+    let waiter = Thread::spawn(cpu, move || awaited.wait_released())?;
+    *LONG_WAIT.lock() = Some((Instant::now(), guard, waiter));
+    Ok(Passed)
+}
+
+/// A wait of ten seconds is logged. That it was, is seen in the log.
+pub(super) fn long_wait_is_told() -> Result<Outcome> {
+    let Some((start, guard, waiter)) = LONG_WAIT.lock().take() else {
+        return Ok(Skipped("takes too long"));
+    };
+    while start.elapsed() < Delta::from_millis(10_500) {
+        fsleep(Delta::from_millis(100));
+    }
+    drop(guard);
+    drop(waiter);
+    Ok(Passed)
+}
+
+/// What freezing, killing and resurrecting do to each other.
+pub(super) fn freeze_against_kill() -> Result<Outcome> {
+    // Frozen twice, thawed on other threads.
+    let (gate, events) = modal()?;
+    let first = gate.freeze();
+    check!(events.released.get() == 1 && gate.is_dying() && gate.is_zero());
+    check!(gate.try_get().is_none() && gate.try_get_live().is_none());
+    let second = gate.freeze();
+    check!(events.released.get() == 1 && second.value().is_alive());
+    let cpu = online_cpus().last().ok_or(EIO)?;
+    on_cpu(cpu, move || drop(first))?;
+    check!(gate.is_dying());
+    check!(gate.resurrect() == Err(EINVAL) && gate.reinit() == Err(EINVAL));
+    on_cpu(cpu, move || drop(second))?;
+    check!(!gate.is_dying() && gate.try_get_live().is_some());
+
+    // A kill outlasts the freezing, and is confirmed at once.
+    let frozen = gate.freeze();
+    check!(gate.kill_and_confirm() && !gate.kill());
+    check!(events.confirmed.get() == 1);
+    gate.wait_released();
+    drop(frozen);
+    check!(gate.is_dying() && gate.is_zero());
+    check!(gate.resurrect().is_ok() && !gate.is_dying());
+
+    // Killed before it is frozen, and taken back meanwhile.
+    let guard = gate.try_get().ok_or(EIO)?;
+    check!(gate.kill());
+    let there = gate.clone();
+    let freezer = Thread::spawn(cpu, move || drop(there.freeze()))?;
+    fsleep(Delta::from_millis(5));
+    let resurrected = gate.resurrect();
+    // The freezer may not have begun; then the reference still lives.
+    drop(guard);
+    drop(freezer);
+    check!(resurrected.is_ok());
+    check!(!gate.is_dying() && gate.try_get_live().is_some());
+    let frozen = gate.freeze();
+    check!(gate.kill() && gate.resurrect().is_ok() && gate.is_dying());
+    drop(frozen);
+    check!(!gate.is_dying() && gate.try_get_live().is_some());
+
+    // In atomic mode, and back.
+    gate.switch_to_atomic_sync();
+    let frozen = gate.freeze();
+    gate.switch_to_percpu();
+    drop(frozen);
+    check!(gate.references().is_none() && !gate.is_dying());
+
+    // The owner goes first.
+    let frozen: Frozen<Thing> = gate.freeze();
+    drop(gate);
+    check!(events.dropped.get() == 0 && frozen.value().is_alive());
+    drop(frozen);
+    check!(events.dropped.get() == 1 && events.disorder.get() == 0);
+    check!(THINGS.load(Relaxed) == 0);
+    Ok(Passed)
+}
+
+/// Threads freeze, kill and resurrect the same reference without any agreement. None waits forever,
+/// and in the end the reference is as the last of them left it.
+pub(super) fn freezers_and_killers_race() -> Result<Outcome> {
+    let (gate, events) = modal()?;
+    let stop = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+    let frozen = Arc::new(Counter::default(), GFP_KERNEL)?;
+    let errors = Arc::new(Counter::default(), GFP_KERNEL)?;
+    let mut threads = KVec::new();
+    for (number, cpu) in online_cpus().flat_map(|cpu| [cpu, cpu]).enumerate() {
+        let (gate, stop) = (gate.clone(), stop.clone());
+        let (frozen, errors) = (frozen.clone(), errors.clone());
+        let thread = Thread::spawn(cpu, move || {
+            let mut turn = number;
+            while stop.load(Acquire) == 0 {
+                turn = turn.wrapping_add(1);
+                match turn % 4 {
+                    0 | 1 => {
+                        let guards = (gate.freeze(), gate.freeze());
+                        if gate.try_get().is_some() || !gate.is_zero() || !gate.is_dying() {
+                            errors.inc();
+                        }
+                        frozen.inc();
+                        drop(guards.0);
+                        if gate.try_get_live().is_some() {
+                            errors.inc();
+                        }
+                    }
+                    2 => {
+                        // A second kill would warn.
+                        let _ = gate.kill_and_wait_timeout(Delta::from_millis(0));
+                    }
+                    _ => {
+                        let _ = gate.resurrect();
+                        drop(gate.try_get());
+                    }
+                }
+                fsleep(Delta::from_micros(50 + 31 * number as i64));
+            }
+        })?;
+        threads.push(thread, GFP_KERNEL)?;
+    }
+    fsleep(Delta::from_millis(times(1000) as i64));
+    let result = wait_for(|| frozen.get() > 20);
+    stop.store(1, Release);
+    drop(threads);
+    result?;
+
+    check!(errors.get() == 0);
+    let _ = gate.resurrect();
+    check!(!gate.is_dying() && gate.try_get_live().is_some());
+    check!(gate.kill_and_wait());
+    check!(events.disorder.get() == 0);
+    drop(gate);
+    check!(events.dropped.get() == 1);
+    pr_info!("        # frozen {} times\n", frozen.get());
+    Ok(Passed)
+}
+
+/// Each of several removers returns when no request is under way.
+pub(super) fn second_remover_waits() -> Result<Outcome> {
+    for _ in 0..times(5) {
+        let (thing, events) = Thing::shared()?;
+        let place = Arc::new(RcuPercpuRef::from(thing), GFP_KERNEL)?;
+        let request = place.try_get_live(&read_lock()).ok_or(EIO)?;
+        let early = Arc::new(Counter::default(), GFP_KERNEL)?;
+        let removed = Arc::new(Counter::default(), GFP_KERNEL)?;
+
+        let mut removers = KVec::new();
+        for cpu in online_cpus().flat_map(|cpu| [cpu, cpu]) {
+            let (place, events) = (place.clone(), events.clone());
+            let (early, removed) = (early.clone(), removed.clone());
+            let remover = Thread::spawn(cpu, move || {
+                if place.remove() {
+                    removed.inc();
+                }
+                if events.released.get() == 0 {
+                    early.inc();
+                }
+            })?;
+            removers.push(remover, GFP_KERNEL)?;
+        }
+        fsleep(Delta::from_millis(50));
+        let held = early.get() == 0 && request.is_alive();
+        drop(request);
+        drop(removers);
+        check!(held && early.get() == 0 && removed.get() == 1);
+        // There is nothing to be removed, and nothing to wait for.
+        check!(!place.remove());
+        check_end(&events, 0, 1)?;
+    }
+    Ok(Passed)
+}
+
+/// Places as the entries of a table: insert if empty, replace if it is still mine.
+pub(super) fn places_in_a_table() -> Result<Outcome> {
+    let place = RcuPercpuRef::empty();
+    let (first, first_events) = Thing::shared()?;
+    let (second, second_events) = Thing::shared()?;
+    let (third, third_events) = Thing::shared()?;
+
+    check!(place.try_get_many(3, &read_lock()).is_none());
+    check!(place.insert(first).is_ok());
+    let second = place.insert(second).err().ok_or(EIO)?;
+    let batch = place.try_get_many(3, &read_lock()).ok_or(EIO)?;
+    check!(batch.len() == 3);
+    drop(batch);
+
+    let mine = place.try_get(&read_lock()).ok_or(EIO)?;
+    let other = second.try_get().ok_or(EIO)?;
+    check!(PercpuRefGuard::ptr_eq(&mine, &mine.clone()) && !PercpuRefGuard::ptr_eq(&mine, &other));
+    check!(second.is_of(&other) && !second.is_of(&mine) && second.ptr_eq(&second));
+    check!(!second.ptr_eq(&third));
+
+    // Not that one: what was to be put in comes back.
+    let third = place.replace_if(&other, Some(third)).err().ok_or(EIO)?;
+    check!(place.replace_if(&other, None).err().ok_or(EIO)?.is_none());
+    let first = place.replace_if(&mine, third).map_err(|_| EIO)?;
+    check!(first.is_of(&mine) && place.replace_if(&mine, None).is_err());
+    drop((mine, other));
+    for (thing, events) in [(first, first_events), (second, second_events)] {
+        thing.kill_and_wait();
+        drop(thing);
+        check!(events.released.get() == 1);
+    }
+    let guard = place.try_get_live(&read_lock()).ok_or(EIO)?;
+    let third = place.replace_if(&guard, None).map_err(|_| EIO)?;
+    check!(place.try_get(&read_lock()).is_none());
+    drop((guard, third));
+    check_end(&third_events, 0, 1)?;
+    Ok(Passed)
+}
+
+/// An object that is told of its switch while a thread waits to undo it.
+struct Slow {
+    begun: Atomic<u32>,
+    undone: Atomic<u32>,
+    early: Atomic<u32>,
+}
+
+impl Counted for Slow {
+    fn switched(&self) {
+        self.begun.store(1, Release);
+        // Long enough for the other thread to try.
+        let start = Instant::<Monotonic>::now();
+        while start.elapsed() < Delta::from_millis(20) {}
+        self.early.store(self.undone.load(Acquire), Relaxed);
+    }
+}
+
+/// Where a count is in atomic mode already, its switch is confirmed before the mode can change.
+pub(super) fn switch_is_confirmed_first() -> Result<Outcome> {
+    let Some((here, there)) = two_cpus() else {
+        return Ok(Skipped("needs two CPUs"));
+    };
+    let slow = Slow {
+        begun: Atomic::new(0),
+        undone: Atomic::new(0),
+        early: Atomic::new(0),
+    };
+    let slow: PercpuRef<Slow, Reinit> = UniquePercpuRef::new_atomic(slow, GFP_KERNEL)?.into();
+    let slow = Arc::new(slow, GFP_KERNEL)?;
+    let undoing = slow.clone();
+    let undoer = Thread::spawn(there, move || {
+        while undoing.value().begun.load(Acquire) == 0 {}
+        undoing.switch_to_percpu();
+        undoing.value().undone.store(1, Release);
+    })?;
+    let switching = slow.clone();
+    on_cpu(here, move || switching.switch_to_atomic())?;
+    drop(undoer);
+    check!(slow.value().undone.load(Acquire) == 1);
+    check!(slow.value().early.load(Relaxed) == 0);
+    check!(slow.references().is_none());
+    Ok(Passed)
+}
+
+/// What `Debug` says in some of the states.
+pub(super) fn debug_tells_state() -> Result<Outcome> {
+    fn says(value: &dyn core::fmt::Debug, expected: &str) -> Result {
+        let text = CString::try_from_fmt(kernel::prelude::fmt!("{value:?}"))?;
+        let text = text.to_str().map_err(|_| EIO)?;
+        if !text.contains(expected) {
+            pr_err!("        # {text} does not say {expected}\n");
+            return Err(EIO);
+        }
+        Ok(())
+    }
+
+    let (gate, _) = modal()?;
+    says(
+        &*gate,
+        "state: \"live\", mode: \"per-CPU\", references: None",
+    )?;
+    gate.switch_to_atomic_sync();
+    let guard = gate.try_get().ok_or(EIO)?;
+    says(
+        &*gate,
+        "state: \"live\", mode: \"atomic\", references: Some(1)",
+    )?;
+    gate.kill();
+    says(&guard, "state: \"closed\"")?;
+    says(&guard.get_many(7), "len: 7")?;
+    drop(guard);
+    says(&*gate, "state: \"zero\"")?;
+    check!(gate.reinit().is_ok());
+    says(&gate.freeze(), "state: \"zero\"")?;
+    drop(gate);
+
+    let place = RcuPercpuRef::<Thing>::empty();
+    says(&place, "empty")?;
+    place.replace(Some(Thing::shared()?.0));
+    says(&place, "percpu_ref_test::Thing")?;
+    drop(place);
+    wait_for(|| THINGS.load(Relaxed) == 0)?;
+    Ok(Passed)
+}
+
+/// A formatter that ends the object that it is told of, and sleeps for that.
+struct Ender<'a> {
+    place: &'a RcuPercpuRef<Thing>,
+    result: Result,
+}
+
+impl core::fmt::Write for Ender<'_> {
+    fn write_str(&mut self, _text: &str) -> core::fmt::Result {
+        if let Some(old) = self.place.replace(None) {
+            self.result = old.kill_and_wait_timeout(Delta::from_secs(5));
+        }
+        Ok(())
+    }
+}
+
+/// `Debug` calls the formatter where it may sleep, and may end the object.
+pub(super) fn debug_runs_outside_of_sections() -> Result<Outcome> {
+    use core::fmt::Write;
+
+    let (thing, events) = Thing::shared()?;
+    let place = RcuPercpuRef::from(thing);
+    let mut ender = Ender {
+        place: &place,
+        result: Err(EIO),
+    };
+    check!(write!(ender, "{:?}", kernel::fmt::Adapter(&place)).is_ok());
+    check!(ender.result == Ok(()));
+    check_end(&events, 0, 1)?;
+    Ok(Passed)
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the tests need of the kernel, and what only C can say: it is inline, or a macro, in some
+ * configurations.
+ */
+
+#include <linux/completion.h>
+#include <linux/cpu.h>
+#include <linux/hrtimer.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+
+#include "../modules/fail_nth.h"
+
+/* NULL, unless rust_percpu_ref_faults is there; it then stays until the put. */
+void *percpu_ref_test_get_fail_nth(void)
+{
+	return symbol_get(percpu_ref_test_fail_nth);
+}
+
+void percpu_ref_test_put_fail_nth(void)
+{
+	symbol_put(percpu_ref_test_fail_nth);
+}
+
+int percpu_ref_test_remove_cpu(unsigned int cpu)
+{
+	return remove_cpu(cpu);
+}
+
+int percpu_ref_test_add_cpu(unsigned int cpu)
+{
+	return add_cpu(cpu);
+}
+
+struct in_hardirq {
+	struct hrtimer timer;
+	void (*run)(void *arg);
+	void *arg;
+	struct completion done;
+};
+
+static enum hrtimer_restart expire(struct hrtimer *timer)
+{
+	struct in_hardirq *call = container_of(timer, struct in_hardirq, timer);
+
+	WARN_ON_ONCE(!in_hardirq());
+	call->run(call->arg);
+	complete(&call->done);
+	return HRTIMER_NORESTART;
+}
+
+/* Calls @run with @arg in a hard interrupt, on PREEMPT_RT as well, and waits for it. */
+void percpu_ref_test_in_hardirq(void (*run)(void *arg), void *arg)
+{
+	struct in_hardirq call = { .run = run, .arg = arg };
+
+	init_completion(&call.done);
+	hrtimer_setup_on_stack(&call.timer, expire, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
+	hrtimer_start(&call.timer, us_to_ktime(50), HRTIMER_MODE_REL_HARD);
+	wait_for_completion(&call.done);
+	hrtimer_cancel(&call.timer);
+	destroy_hrtimer_on_stack(&call.timer);
+}
+
+void percpu_ref_test_set_fifo(void)
+{
+	sched_set_fifo(current);
+}
+
+void percpu_ref_test_allow_kill(void)
+{
+	allow_signal(SIGKILL);
+}
+
+void percpu_ref_test_forget_kill(void)
+{
+	flush_signals(current);
+	disallow_signal(SIGKILL);
+}
+
+unsigned long percpu_ref_test_totalram_mib(void)
+{
+	return totalram_pages() >> (20 - PAGE_SHIFT);
+}

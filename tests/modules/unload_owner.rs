@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A module that is unloaded while its objects are still coming to their ends.
+//!
+//! It kills many references right before it goes, and one that `unload_holder.rs` holds on to.
+
+use kernel::sync::percpu_ref::{
+    Counted,
+    PercpuRef,
+    UniquePercpuRef, //
+};
+use kernel::sync::rcu::{
+    RcuBox,
+    RcuCallback, //
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::{
+        delay::fsleep,
+        Delta,
+        Instant,
+        Monotonic, //
+    },
+};
+use unload_holder::Owned;
+
+#[path = "../cases/kthread.rs"]
+mod kthread;
+
+use kthread::{
+    online_cpus,
+    Thread, //
+};
+
+module! {
+    type: Owner,
+    name: "rust_percpu_ref_owner",
+    description: "Is unloaded with references alive",
+    license: "GPL",
+    params: {
+        objects: u32 {
+            default: 100,
+            description: "Objects that are killed on unloading",
+        },
+        hold_ms: u32 {
+            default: 0,
+            description: "Milliseconds that another module holds one object more; 0: there is none",
+        },
+        endless: u32 {
+            default: 0,
+            description: "1: leave what renews itself forever, and ask for objects until the end",
+        },
+        forget: u32 {
+            default: 0,
+            description: "Objects that are never killed",
+        },
+        release_ms: u32 {
+            default: 0,
+            description: "Milliseconds that the release of one object more takes; 0: there is none",
+        },
+        linger_ms: u32 {
+            default: 0,
+            description: "Milliseconds that a thread runs on after it has put the last reference",
+        },
+        late: u32 {
+            default: 0,
+            description: "1: ask for an object and a callback when the module is closed",
+        },
+    },
+}
+
+struct Owner {
+    _queue: KVec<PercpuRef<Object>>,
+    _held: Option<PercpuRef<Owned>>,
+    _slow: Option<PercpuRef<Slow>>,
+}
+
+/// An object whose release takes its time.
+struct Slow(u32);
+
+impl Counted for Slow {
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        fsleep(Delta::from_millis(i64::from(self.0)));
+        pr_info!("released the slow object\n");
+    }
+}
+
+/// Asks for what must be refused, since the module is closed.
+fn ask_when_closed() {
+    let error = UniquePercpuRef::new(Late, GFP_KERNEL).err();
+    pr_info!("when closed: {}\n", error.map_or(0, Error::to_errno));
+    if let Ok(callback) = RcuBox::new(Once, GFP_KERNEL) {
+        callback.call();
+    }
+}
+
+/// An RCU callback that must not run.
+struct Once;
+
+impl RcuCallback for Once {
+    fn run(_this: RcuBox<Self>) {
+        pr_info!("a callback runs in a closed module\n");
+    }
+}
+
+/// Starts a thread that puts the last reference to an object after the exit function has returned,
+/// and then runs on without sleeping.
+fn linger(ms: u32) -> Result {
+    let object = Object(KBox::new(1, GFP_KERNEL)?);
+    let object = PercpuRef::from(UniquePercpuRef::new(object, GFP_KERNEL)?);
+    let guard = object.try_get().ok_or(ENODEV)?;
+    object.kill();
+    let cpu = online_cpus().last().ok_or(ENODEV)?;
+    let thread = Thread::spawn(cpu, move || {
+        fsleep(Delta::from_millis(500));
+        drop(guard);
+        let start = Instant::<Monotonic>::now();
+        while start.elapsed() < Delta::from_millis(i64::from(ms)) {
+            core::hint::black_box(&start);
+        }
+        pr_info!("has lingered\n");
+    })?;
+    // Its end must not be waited for here.
+    core::mem::forget(thread);
+    Ok(())
+}
+
+/// Its release is code of this module, as its `drop` is.
+struct Object(KBox<u32>);
+
+impl Counted for Object {
+    fn release(&self) {
+        if *self.0 == 0 {
+            pr_info!("released the first object\n");
+        }
+    }
+}
+
+/// An RCU callback that does not come to an end, and sees to it that there is an [`Heir`].
+struct Endless;
+
+impl RcuCallback for Endless {
+    fn run(this: RcuBox<Self>) {
+        if HEIRS.load(Relaxed) == 0 {
+            Heir::beget();
+        }
+        this.call_hurry();
+    }
+}
+
+/// An object that makes another of its kind when it ends.
+struct Heir;
+
+static HEIRS: Atomic<i32> = Atomic::new(0);
+
+impl Heir {
+    fn beget() {
+        if let Ok(heir) = UniquePercpuRef::new(Heir, GFP_ATOMIC) {
+            HEIRS.add(1, Relaxed);
+            drop(PercpuRef::from(heir));
+        }
+    }
+}
+
+impl Counted for Heir {
+    fn release(&self) {
+        HEIRS.fetch_sub(1, Relaxed);
+        Heir::beget();
+    }
+}
+
+/// What nobody has made before the end.
+struct Late;
+
+impl Counted for Late {}
+
+/// Asks for an object when the module may be at its end; called by a thread of `unload_holder.rs`.
+fn ask_too_late() {
+    // Until after the library has given up waiting.
+    fsleep(Delta::from_millis(2000));
+    match UniquePercpuRef::new(Late, GFP_KERNEL) {
+        Ok(_) => pr_info!("got one more object\n"),
+        Err(error) => pr_info!("refused one more object: {}\n", error.to_errno()),
+    }
+}
+
+/// What a parameter is set to; up to 7.2 that is a reference.
+fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
+    *parameter.borrow()
+}
+
+impl kernel::Module for Owner {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let objects = value(module_parameters::objects.value());
+        let mut queue = KVec::with_capacity(objects as usize, GFP_KERNEL)?;
+        for number in 0..objects {
+            let object = Object(KBox::new(number, GFP_KERNEL)?);
+            queue.push(UniquePercpuRef::new(object, GFP_KERNEL)?.into(), GFP_KERNEL)?;
+        }
+
+        let ms = value(module_parameters::hold_ms.value());
+        let held = if ms == 0 {
+            None
+        } else {
+            let owned = Owned {
+                on_release: if value(module_parameters::endless.value()) != 0 {
+                    ask_too_late
+                } else {
+                    || pr_info!("released the held object\n")
+                },
+            };
+            let owned = PercpuRef::from(UniquePercpuRef::new(owned, GFP_KERNEL)?);
+            unload_holder::hold(owned.try_get().ok_or(ENODEV)?, ms)?;
+            Some(owned)
+        };
+
+        if value(module_parameters::endless.value()) != 0 {
+            RcuBox::new(Endless, GFP_KERNEL)?.call_hurry();
+        }
+        for number in 0..value(module_parameters::forget.value()) {
+            let object = Object(KBox::new(number + 1, GFP_KERNEL)?);
+            let object = PercpuRef::from(UniquePercpuRef::new(object, GFP_KERNEL)?);
+            core::mem::forget(object);
+        }
+        let slow = match value(module_parameters::release_ms.value()) {
+            0 => None,
+            ms => Some(UniquePercpuRef::new(Slow(ms), GFP_KERNEL)?.into()),
+        };
+        match value(module_parameters::linger_ms.value()) {
+            0 => {}
+            ms => linger(ms)?,
+        }
+        if value(module_parameters::late.value()) != 0 {
+            unload_holder::call_when_going(ask_when_closed);
+        }
+        Ok(Self {
+            _queue: queue,
+            _held: held,
+            _slow: slow,
+        })
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Then the fields are dropped, which kills what they are the owners of.
+        pr_info!("exit\n");
+    }
+}

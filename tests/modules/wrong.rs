@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Deliberate bugs, to show that the checkers of a debugging kernel, and those who read its log,
+//! see what this project's modules do. Never insert this where you want to go on working.
+
+use core::mem::forget;
+use kernel::preempt::PreemptGuard;
+use kernel::sync::percpu_ref::{
+    Counted,
+    PercpuRef,
+    UniquePercpuRef, //
+};
+use kernel::sync::rcu;
+use kernel::{new_mutex, prelude::*, sync::Mutex};
+
+module! {
+    type: Wrong,
+    name: "rust_percpu_ref_wrong",
+    description: "Deliberate bugs",
+    license: "GPL",
+    params: {
+        bug: u32 {
+            default: 0,
+            description: "Which one",
+        },
+    },
+}
+
+extern "C" {
+    fn percpu_ref_test_wrong(bug: c_uint);
+    fn percpu_ref_test_register_notifier();
+}
+
+struct Number(u32);
+
+impl Counted for Number {}
+
+/// Takes a mutex in its release, which may be called where one must not sleep.
+struct Sleeping(Pin<KBox<Mutex<u32>>>);
+
+impl Counted for Sleeping {
+    fn release(&self) {
+        *self.0.lock() += 1;
+    }
+}
+
+fn use_after_free() -> Result {
+    let object = PercpuRef::from(UniquePercpuRef::new(Number(7), GFP_KERNEL)?);
+    let guard = object.try_get().ok_or(EIO)?;
+    let number = &raw const guard.0;
+    drop(guard);
+    object.kill_and_wait();
+    drop(object);
+    // SAFETY: None: the object is gone.
+    let number = unsafe { number.read_volatile() };
+    pr_info!("{number}\n");
+    Ok(())
+}
+
+fn sleep_in_callback() -> Result {
+    let mutex = KBox::pin_init(new_mutex!(0), GFP_KERNEL)?;
+    drop(PercpuRef::from(UniquePercpuRef::new(
+        Sleeping(mutex),
+        GFP_KERNEL,
+    )?));
+    rcu::rcu_barrier();
+    Ok(())
+}
+
+/// Registers a module notifier in its release, and unregisters it.
+struct Notifying;
+
+impl Counted for Notifying {
+    const MAY_SLEEP: bool = true;
+
+    fn release(&self) {
+        // SAFETY: The function takes no arguments, and may sleep here.
+        unsafe { percpu_ref_test_register_notifier() };
+    }
+}
+
+/// Lets such a release run before the module is unloaded, which waits for releases with the chain
+/// of notifiers held.
+fn notifier_in_release() -> Result {
+    PercpuRef::from(UniquePercpuRef::new(Notifying, GFP_KERNEL)?).kill_and_wait();
+    Ok(())
+}
+
+/// Disables preemption without a bound.
+fn too_deep() {
+    loop {
+        forget(PreemptGuard::new());
+    }
+}
+
+fn leak() -> Result {
+    forget(UniquePercpuRef::new(Number(7), GFP_KERNEL)?);
+    Ok(())
+}
+
+fn overflow() -> Result {
+    let number = UniquePercpuRef::new(Number(u32::MAX), GFP_KERNEL)?;
+    // The compiler is not to see it.
+    let one = core::hint::black_box(1);
+    pr_info!("{}\n", number.0 + one);
+    Ok(())
+}
+
+struct Wrong;
+
+impl kernel::Module for Wrong {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // Up to 7.2 a parameter's value is a reference.
+        let bug: u32 = *core::borrow::Borrow::borrow(&module_parameters::bug.value());
+        match bug {
+            10 => use_after_free()?,
+            11 => sleep_in_callback()?,
+            13 => leak()?,
+            14 => overflow()?,
+            15 => notifier_in_release()?,
+            16 => too_deep(),
+            // SAFETY: None, as is its purpose.
+            _ => unsafe { percpu_ref_test_wrong(bug) },
+        }
+        pr_info!(
+            "bug {bug} is done, debug assertions {}\n",
+            if cfg!(debug_assertions) { "on" } else { "off" }
+        );
+        Ok(Self)
+    }
+}
