@@ -55,7 +55,8 @@ mod library {
             pub use kernel::sync::rcu::*;
 
             mod callback;
-            pub(crate) mod unload;
+            #[doc(hidden)]
+            pub mod unload;
 
             pub use callback::{
                 call,

@@ -17,7 +17,10 @@ use crate::{
     container_of,
     error::to_result,
     prelude::*,
-    sync::percpu_ref::unload,
+    sync::{
+        percpu_ref::unload,
+        rcu, //
+    },
     time::Delta,
     types::Opaque, //
 };
@@ -89,7 +92,7 @@ unsafe extern "C" fn notifier_call(
     // unloaded, and `block` is the field of a notifier.
     unsafe {
         match event as u32 {
-            bindings::module_state_MODULE_STATE_COMING => unload::module_coming(data.cast()),
+            bindings::module_state_MODULE_STATE_COMING => rcu::unload::module_coming(data.cast()),
             bindings::module_state_MODULE_STATE_GOING => {
                 let notifier = container_of!(Opaque::cast_from(block), Notifier, block);
                 unload::module_going(data.cast(), (*notifier).timeout);

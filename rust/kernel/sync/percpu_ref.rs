@@ -142,7 +142,8 @@ mod guard;
 mod lookup;
 mod release;
 mod switch;
-pub(crate) mod unload;
+#[doc(hidden)]
+pub mod unload;
 mod value;
 mod wait;
 

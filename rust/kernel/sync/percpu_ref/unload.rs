@@ -367,15 +367,8 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Lets a module begin objects and callbacks, also if another module lay at the same place before.
-///
-/// # Safety
-///
-/// `module` must be valid, and must not have run any code.
-pub(crate) unsafe fn module_coming(module: *const bindings::module) {
-    // SAFETY: By the safety requirements of this function, `module` is valid.
-    rcu::unload::open(&unsafe { ModuleMemory::of(module) });
-}
+/// How long a module is kept for its objects by the code that `module!` generates.
+pub const TIMEOUT: Delta = Delta::from_secs(10);
 
 /// Waits until nothing of the library can call a module any more, for at most `timeout` for the
 /// module's objects. See the head of this file.
@@ -388,7 +381,7 @@ pub(crate) unsafe fn module_coming(module: *const bindings::module) {
 ///
 /// `module` must be valid, must have run its exit function or have failed to initialise, and must
 /// not be freed before this returns.
-pub(crate) unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
+pub unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
     // SAFETY: By the safety requirements of this function, `module` is valid.
     let memory = unsafe { ModuleMemory::of(module) };
     // SAFETY: By the safety requirements of this function, `module` is valid. Its name ends with a

@@ -131,7 +131,7 @@ pub fn call_hurry<P: RcuPointer>(pointer: P) {
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
 
 fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
-    // Pairs with `unload::close()`: either `may_queue()` sees the mark, or `synchronize_rcu()` there
+    // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or `synchronize_rcu()` there
     // waits for this critical section, and the `rcu_barrier()` after it for our callback.
     let _guard = read_lock();
 

@@ -2,8 +2,9 @@
 
 //! Keeps the code of RCU callbacks in memory until they have run.
 //!
-//! When a module is unloaded, [`close`] must be called after its exit function has returned and
-//! before its memory is freed. [`open`] must be called before a module runs any code.
+//! [`module_coming`] must be called before a module runs any code. [`module_going`] must be called
+//! when its exit function has returned, or its init function has failed, and before its memory is
+//! freed. The code that `module!` generates does both.
 //!
 //! A module that never queued a callback does not pay a grace period: [`QUEUED`] tells which modules
 //! these are.
@@ -96,7 +97,7 @@ impl ModuleMemory {
 
 /// The pages with the code of callbacks that were queued, each in the slot of its number.
 ///
-/// A slot is 0 if there is no such page, and [`MANY`] if there is more than one. Only [`close`]
+/// A slot is 0 if there is no such page, and [`MANY`] if there is more than one. Only [`wait_for_callbacks`]
 /// resets a slot.
 static QUEUED: [Atomic<usize>; SLOTS] = [const { Atomic::new(0) }; SLOTS];
 
@@ -137,12 +138,12 @@ pub(crate) fn has_queued(memory: &ModuleMemory) -> bool {
     slots_in(memory).next().is_some()
 }
 
-/// Returns whether the callback `text` can be queued. If so, [`close`] waits for the caller's RCU
+/// Returns whether the callback `text` can be queued. If so, [`module_going`] waits for the caller's RCU
 /// read-side critical section, and for the callback.
 pub(super) fn may_queue(text: *const c_void) -> bool {
-    // The second look is for the first callback in a page. Both this and `close()` write, then
+    // The second look is for the first callback in a page. Both this and `module_going()` write, then
     // read what the other one has written, fully ordered. So either this sees that the module is
-    // closed, or `close()` sees that it has queued a callback, and waits.
+    // closed, or `module_going()` sees that it has queued a callback, and waits.
     if is_closed(text) {
         return false;
     }
@@ -152,8 +153,8 @@ pub(super) fn may_queue(text: *const c_void) -> bool {
 
 /// A module that cannot begin anything new.
 ///
-/// It stays on the list until another module is loaded to the same place: after [`close`] has
-/// returned, code of the module can still run until the module is freed, in notifiers, in functions
+/// It stays on the list until another module is loaded to the same place: after
+/// [`module_going`] has returned, code of the module can still run until the module is freed, in notifiers, in functions
 /// of `async_schedule()`, and in callbacks of parameters (`free_module()` in kernel/module/main.c).
 ///
 /// The list only grows. An entry whose state is [`FREE`] is used for the next module.
@@ -199,7 +200,7 @@ fn entries() -> impl Iterator<Item = &'static Closed> {
 /// The caller must be in an RCU read-side critical section, and must not use the memory after it.
 fn closed() -> impl Iterator<Item = (&'static Closed, &'static ModuleMemory)> {
     entries()
-        // `Acquire` pairs with the `Full` in `close()`: the memory is that of the module.
+        // `Acquire` pairs with the `Full` in `mark_closed()`: the memory is that of the module.
         .filter(|entry| entry.state.load(Acquire) == CLOSED)
         // SAFETY: The state was `CLOSED` in this critical section, so by the type invariant the
         // memory is not written before its end.
@@ -243,7 +244,8 @@ fn claim() -> &'static Closed {
     unsafe { &*entry }
 }
 
-/// Marks the module at `memory` as closed, so that it cannot begin anything new, until [`open`].
+/// Marks the module at `memory` as closed, so that it cannot begin anything new, until
+/// [`module_coming`].
 ///
 /// # Context
 ///
@@ -278,14 +280,21 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
     }
 }
 
-/// Forgets the closed modules that lay at `memory`, where a module is about to be loaded.
+/// Lets a module begin callbacks, also if another module lay at the same place before.
 ///
 /// # Context
 ///
 /// Can be called from any context except NMI.
-pub(crate) fn open(memory: &ModuleMemory) {
+///
+/// # Safety
+///
+/// `module` must be valid, and must not have run any code.
+pub unsafe fn module_coming(module: *const bindings::module) {
+    // SAFETY: By the safety requirements of this function, `module` is valid.
+    let memory = unsafe { ModuleMemory::of(module) };
+
     let _guard = read_lock();
-    for (entry, _) in closed().filter(|(_, closed)| closed.overlaps(memory)) {
+    for (entry, _) in closed().filter(|(_, closed)| closed.overlaps(&memory)) {
         if entry.state.cmpxchg(CLOSED, OPENED, Full).is_ok() {
             // INVARIANT: We have changed the state to `OPENED`.
             call_hurry(Opened(NonNull::from(entry)));
@@ -293,12 +302,30 @@ pub(crate) fn open(memory: &ModuleMemory) {
     }
 }
 
+/// Waits until no callback of a module can run any more.
+///
+/// # Context
+///
+/// Sleeps, so must be called from process context.
+///
+/// # Safety
+///
+/// `module` must be valid, must have run its exit function or have failed to initialise, and must
+/// not be freed before this returns.
+pub unsafe fn module_going(module: *const bindings::module) {
+    // SAFETY: By the safety requirements of this function, `module` is valid.
+    let memory = unsafe { ModuleMemory::of(module) };
+
+    mark_closed(&memory);
+    wait_for_callbacks(&memory);
+}
+
 /// Frees the list of closed modules.
 ///
 /// # Safety
 ///
 /// No other function of this file must be called at the same time, and no RCU callback that was
-/// queued by [`open`] must be left.
+/// queued by [`module_coming`] must be left.
 #[cfg(MODULE)]
 pub(crate) unsafe fn free() {
     let mut next = FIRST.xchg(ptr::null_mut(), Full);
