@@ -48,7 +48,7 @@ doctor:
 run:
 	@scripts/boot run amd64
 
-# Those who name a target have just changed a line, and wait.
+# With TARGETS=, run the quick suite only.
 test:
 	@scripts/test $(if $(TARGETS),quick,all) $(TARGETS)
 
@@ -60,6 +60,9 @@ shell:
 
 kunit:
 	@scripts/kunit $(ARCHS)
+
+series:
+	@scripts/series
 
 SECONDS ?= 60
 torture:
@@ -85,7 +88,8 @@ help:
 	@echo 'make run              boot a kernel with the modules, from nothing; needs Debian and root'
 	@echo 'make test             all tests, on all targets'
 	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-all TARGETS=...'
-	@echo 'make kunit            the same cases, built into a kernel: UML, and QEMU; or ARCHS="..."'
+	@echo 'make kunit            the same cases, in the kernel crate: UML, and QEMU; or ARCHS="..."'
+	@echo 'make series           builds the kernel after each patch of the series, in half an hour'
 	@echo 'make torture          everything at once, for SECONDS=60, on amd64 or on TARGETS="..."'
 	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
 	@echo 'make shell            a shell in the guest, on amd64 or on TARGETS=...'
@@ -97,5 +101,5 @@ help:
 	@echo 'make KDIR=<tree>      the modules'
 	@echo 'make KDIR=<tree> doctor, install, modules_install, clean, rust-analyzer'
 
-.PHONY: modules install modules_install clean doctor run test test-all shell kunit torture bench check \
-	doc rust-analyzer help
+.PHONY: modules install modules_install clean doctor run test test-all shell kunit series torture bench \
+	check doc rust-analyzer help

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Per-CPU reference counts, per-CPU memory and RCU callbacks, for a kernel that does not have them.
+//! Per-CPU reference counts, per-CPU memory and RCU callbacks, for a kernel that does not have
+//! them.
 //!
 //! This crate is the module around the files in `rust/`, which have the shape that they have in the
-//! kernel's own tree. It is also the kernel crate with these files added: a module that is built with
-//! `--extern kernel=libpercpu_ref.rmeta` imports [`kernel::sync::percpu_ref`](sync::percpu_ref) like
-//! a driver in the tree.
+//! kernel's own tree. It is also the kernel crate with these files added: a module that is built
+//! with `--extern kernel=libpercpu_ref.rmeta` imports
+//! [`kernel::sync::percpu_ref`](sync::percpu_ref) like a driver in the tree.
 //!
 //! | module | what it has |
 //! |---|---|

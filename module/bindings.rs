@@ -2,9 +2,9 @@
 
 //! The kernel's bindings, with the helpers in `rust/helpers` that a kernel does not have.
 //!
-//! In the kernel's tree, bindgen makes these declarations from the helpers. `make check` has it do so
-//! and compares. The symbols have another prefix than in the kernel, which may get helpers of the
-//! same names.
+//! In the kernel's tree, bindgen makes these declarations from the helpers. `make kunit`
+//! compares the two. The symbols have another prefix than in the kernel, which may get helpers of
+//! the same names.
 
 pub use kernel::bindings::*;
 
@@ -22,8 +22,7 @@ use kernel::{
 /// Declares helpers, whose symbols have the prefix of this module.
 macro_rules! helpers {
     ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)?;)*) => {
-        // Some structures are empty without lockdep.
-        #[allow(improper_ctypes)]
+        #[allow(improper_ctypes)] // Some structures are empty without lockdep.
         extern "C" { $(
             #[doc(hidden)]
             #[link_name = concat!("rust_percpu_ref_", stringify!($name))]
@@ -70,7 +69,11 @@ helpers! {
     fn call_rcu_hurry(head: *mut callback_head, func: rcu_callback_t);
     fn synchronize_rcu_tasks();
 
-    fn __raw_spin_lock_init(lock: *mut raw_spinlock_t, name: *const c_char, key: *mut lock_class_key);
+    fn __raw_spin_lock_init(
+        lock: *mut raw_spinlock_t,
+        name: *const c_char,
+        key: *mut lock_class_key,
+    );
     fn raw_spin_lock_irqsave(lock: *mut raw_spinlock_t) -> c_ulong;
     fn raw_spin_unlock_irqrestore(lock: *mut raw_spinlock_t, flags: c_ulong);
 

@@ -3,12 +3,13 @@
 //! Hears of each module that is loaded or unloaded.
 //!
 //! In the kernel's tree, the code that `module!` generates does this. Here, the kernel announces
-//! `MODULE_STATE_GOING` after the module's exit function has returned and before its memory is freed,
-//! and also when loading fails (`delete_module()` and `do_init_module()` in kernel/module/main.c).
+//! `MODULE_STATE_GOING` after the module's exit function has returned and before its memory is
+//! freed, and also when loading fails (`delete_module()` and `do_init_module()` in
+//! kernel/module/main.c).
 //!
 //! The notifier chain is held for reading meanwhile. A thread that registers a module notifier then
-//! waits for us, and all loading and unloading waits for that thread. So the wait for the objects of
-//! a module has a bound.
+//! waits for us, and all loading and unloading waits for that thread. So the wait for the objects
+//! of a module has a bound.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 

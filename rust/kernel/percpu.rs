@@ -10,8 +10,8 @@
 //! - [`PerCpu<Local<I>>`](Local), for an integer `I`, has the `this_cpu` operations. Each operation
 //!   acts on the copy of the CPU that it runs on, and is atomic with respect to preemption and to
 //!   interrupts on that CPU. No guard is needed.
-//! - [`PerCpu<T>`] for any other `T` hands out `&T`: the local CPU's copy by [`PerCpu::get`] while a
-//!   [`PreemptGuard`] is held, and any CPU's copy by [`PerCpu::get_cpu`]. Both require `T: Sync`,
+//! - [`PerCpu<T>`] for any other `T` hands out `&T`: the local CPU's copy by [`PerCpu::get`] while
+//!   a [`PreemptGuard`] is held, and any CPU's copy by [`PerCpu::get_cpu`]. Both require `T: Sync`,
 //!   because an interrupt on this CPU or code on another CPU can hold the same reference.
 //!
 //! A CPU that is offline keeps its copy, and the value in it.

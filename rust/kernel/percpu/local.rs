@@ -316,7 +316,9 @@ macro_rules! impl_integer {
             #[inline]
             unsafe fn this_cpu_add_return(ptr: *mut Self, value: Self) -> Self {
                 // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe { bindings::[<this_cpu_add_return_ $raw>](ptr.cast(), value as $raw) as Self }
+                unsafe {
+                    bindings::[<this_cpu_add_return_ $raw>](ptr.cast(), value as $raw) as Self
+                }
             }
 
             #[inline]
@@ -328,7 +330,10 @@ macro_rules! impl_integer {
             #[inline]
             unsafe fn this_cpu_cmpxchg(ptr: *mut Self, old: Self, new: Self) -> Self {
                 // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe { bindings::[<this_cpu_cmpxchg_ $raw>](ptr.cast(), old as $raw, new as $raw) as Self }
+                unsafe {
+                    bindings::[<this_cpu_cmpxchg_ $raw>](ptr.cast(), old as $raw, new as $raw)
+                        as Self
+                }
             }
         }
     )* } };

@@ -59,12 +59,13 @@
 //! before its exit function returns, as without this library: flush its work items, delete its
 //! timers, stop its threads, unregister its callbacks. In particular, the wait ends at the release,
 //! and not when the function that dropped the last guard is done with other things: a work item
-//! that goes on to sleep after `drop(guard)` runs in freed memory. `samples/rust/rust_percpu_ref.rs`
-//! shows how to do it.
+//! that goes on to sleep after `drop(guard)` runs in freed memory.
+//! `samples/rust/rust_percpu_ref.rs` shows how to do it.
 //!
-//! The wait has a bound, of 10 seconds in the kernel's own tree, and else of `unload_timeout` seconds
-//! (a parameter of the library). After it, the objects that still have references are given up: they stay in memory, and nothing of the module is
-//! called for them. A release that is running already is waited for until it returns.
+//! The wait has a bound, of 10 seconds in the kernel's own tree, and else of `unload_timeout`
+//! seconds (a parameter of the library). After it, the objects that still have references are given
+//! up: they stay in memory, and nothing of the module is called for them. A release that is running
+//! already is waited for until it returns.
 //!
 //! No type can tell two things, as with [`Arc`]. If an object that was given up has a pointer to
 //! the module's code or constants in it (a `fn`, a `&'static str`, a `dyn` object), its holder must

@@ -509,7 +509,8 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// `link` must be what [`Releases::queue`](super::release::Releases::queue) was called with, and this must be called once.
+    /// `link` must be what [`Releases::queue`](super::release::Releases::queue) was called with,
+    /// and this must be called once.
     pub(super) unsafe fn run_release(link: NonNull<Link>) {
         // SAFETY: By the safety requirements of this function, `link` is the field of a count. The
         // address of a count is not null.
@@ -888,8 +889,8 @@ fn assert_rcu_is_watching() {
     }
 }
 
-/// Loads a value as `load(Relaxed)` does, but inlined into the caller, which `load()` is not without
-/// `CONFIG_RUST_INLINE_HELPERS`: it is a call in each get and put then.
+/// Loads a value as `load(Relaxed)` does, but inlined into the caller, which `load()` is not
+/// without `CONFIG_RUST_INLINE_HELPERS`: it is a call in each get and put then.
 #[doc(alias = "READ_ONCE")]
 #[inline(always)]
 fn read_once(from: &Atomic<usize>) -> usize {

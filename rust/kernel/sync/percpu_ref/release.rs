@@ -2,10 +2,10 @@
 
 //! Runs the releases that may sleep, each in a thread.
 //!
-//! A release may wait for another one, so no release must keep another one from running. A workqueue
-//! runs a limited number of works at a time, 1024 by default: that many releases which wait for
-//! others would wait forever. Here, each release is given to a new kernel thread. A work item creates
-//! the threads, since the last reference can be put in any context.
+//! A release may wait for another one, so no release must keep another one from running. A
+//! workqueue runs a limited number of works at a time, 1024 by default: that many releases which
+//! wait for others would wait forever. Here, each release is given to a new kernel thread. A work
+//! item creates the threads, since the last reference can be put in any context.
 //!
 //! C headers: [`include/linux/kthread.h`](srctree/include/linux/kthread.h),
 //! [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
@@ -162,8 +162,8 @@ impl Releases {
 
     /// Runs a release in the map.
     fn run(&self, link: NonNull<Link>) {
-        // SAFETY: The map is initialised, and released by the same task. `spawn()` took the link off
-        // the list, for this call alone.
+        // SAFETY: The map is initialised, and released by the same task. `spawn()` took the link
+        // off the list, for this call alone.
         unsafe {
             bindings::lock_map_acquire(self.map.get());
             Count::run_release(link);

@@ -2,9 +2,9 @@
 
 //! Keeps a module's code in memory until its objects are released.
 //!
-//! An object's release function lies in the module that made the object. Any thread can put the last
-//! reference at any time, so the module must outlive its objects. For this, all objects of one type
-//! that one module makes share a [`Class`], which counts them.
+//! An object's release function lies in the module that made the object. Any thread can put the
+//! last reference at any time, so the module must outlive its objects. For this, all objects of one
+//! type that one module makes share a `Class`, which counts them.
 //!
 //! When a module is unloaded, [`module_going`] is called after the module's exit function has
 //! returned and before its memory is freed, and also when loading fails. It
@@ -12,22 +12,23 @@
 //! 1. runs the RCU callbacks that are queued,
 //! 2. waits until no object of the module's classes is left, and logs what it waits for,
 //! 3. marks the module as closed, so that it can begin nothing new, neither objects nor callbacks
-//!    ([`mark_closed`](rcu::unload::mark_closed)), and runs the callbacks that were queued meanwhile,
-//! 4. closes the classes: an object that is still left now is leaked when its last reference is put,
-//!    since its release function will be gone,
+//!    (`mark_closed()`), and runs the callbacks that were queued
+//!    meanwhile,
+//! 4. closes the classes: an object that is still left now is leaked when its last reference is
+//!    put, since its release function will be gone,
 //! 5. waits for RCU Tasks: a task that put the last reference may not have returned from the
-//!    module's function yet. `synchronize_rcu_tasks()` waits for each task that was preempted there,
-//!    until it sleeps, returns to user space or ends. On PREEMPT_RT, waiting for a lock that sleeps
-//!    counts as sleep. (A kernel that preempts has `TASKS_RCU` if it can trace, probe or run BPF
-//!    programs. Without it, this step waits for a grace period only.)
+//!    module's function yet. `synchronize_rcu_tasks()` waits for each task that was preempted
+//!    there, until it sleeps, returns to user space or ends. On PREEMPT_RT, waiting for a lock that
+//!    sleeps counts as sleep. (A kernel that preempts has `TASKS_RCU` if it can trace, probe or run
+//!    BPF programs. Without it, this step waits for a grace period only.)
 //!
 //! A module that has queued no callback and has no class does step 3 only, which then waits for
 //! nothing.
 //!
 //! Step 2 has a bound, because a caller may hold what others wait for: outside of the tree, the
-//! chain of module notifiers. Step 4 has none: a release that is running then is code of the module,
-//! and must return first. After step 4, the library calls nothing of the module. It cannot keep
-//! others from doing so: the holder of a reference may find a pointer to the module's code or
+//! chain of module notifiers. Step 4 has none: a release that is running then is code of the
+//! module, and must return first. After step 4, the library calls nothing of the module. It cannot
+//! keep others from doing so: the holder of a reference may find a pointer to the module's code or
 //! constants in the object.
 //!
 //! All this is about what the library calls. Whatever else calls into a module, or runs its code,
@@ -119,8 +120,8 @@ pub(super) struct Ops {
 /// # Invariants
 ///
 /// - While `live` is not zero and `running` has no [`CLOSED`], `ops` is valid, and so is all the
-///   code of its module. For this, `live` rises from zero only while the module is not closed, or is
-///   taken back.
+///   code of its module. For this, `live` rises from zero only while the module is not closed, or
+///   is taken back.
 /// - A `Class` is freed only when the library itself is unloaded, after all its users.
 #[pin_data]
 pub(super) struct Class {

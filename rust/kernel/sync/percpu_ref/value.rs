@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a value of [`Count::atomic`](super::count::Count) means, and each function that computes a new
-//! one.
+//! What a value of [`Count::atomic`](super::count::Count) means, and each function that computes a
+//! new one.
 //!
 //! The values are divided into ranges. The bounds of each range are multiples of [`LIMIT`], and
 //! between two ranges lie values that are not valid:

@@ -62,13 +62,14 @@ pub(super) enum Until {
 impl WaitQueue {
     /// Creates an empty queue.
     pub(super) fn new() -> impl PinInit<Self> {
+        let name = c"percpu_ref_wait".as_char_ptr();
         let key = ptr::from_ref(static_lock_class!().get_ref())
             .cast_mut()
             .cast();
         pin_init!(Self {
             lock <- Opaque::ffi_init(move |lock| {
                 // SAFETY: `lock` is valid for writes, and pinned. The key is static.
-                unsafe { bindings::__raw_spin_lock_init(lock, c"percpu_ref_wait".as_char_ptr(), key) }
+                unsafe { bindings::__raw_spin_lock_init(lock, name, key) }
             }),
             first: Atomic::new(ptr::null_mut()),
         })
@@ -184,8 +185,8 @@ impl WaitQueue {
     ///
     /// # Context
     ///
-    /// Can be called from any context except NMI. Takes a raw lock if there are waiters, for as long
-    /// as it takes to look at each of them.
+    /// Can be called from any context except NMI. Takes a raw lock if there are waiters, for as
+    /// long as it takes to look at each of them.
     pub(super) fn wake_up<T>(&self, var: *const T) {
         // Pairs with the barrier in `wait_event()`: either we see the waiter, or the waiter sees
         // the change.

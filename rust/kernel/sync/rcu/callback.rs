@@ -3,8 +3,8 @@
 //! RCU callbacks that own their object.
 //!
 //! An [`RcuBox<T>`] holds a `T` together with the `struct rcu_head` that `call_rcu()` needs. Since
-//! the memory is there already, [`RcuBox::call`] cannot fail. After a grace period the box is passed
-//! to [`RcuCallback::run`], once, which can drop it, keep it, or queue it again.
+//! the memory is there already, [`RcuBox::call`] cannot fail. After a grace period the box is
+//! passed to [`RcuCallback::run`], once, which can drop it, keep it, or queue it again.
 //!
 //! [`call`] waits as long as the system likes, to save power: under `CONFIG_RCU_LAZY` that may be
 //! seconds. [`call_hurry`] starts a grace period soon, for callers that wait for the callback.
@@ -14,8 +14,8 @@
 //! A callback of a module must not run after the module's code is gone. In C, each module's exit
 //! function must call `rcu_barrier()`. Here, that is done for each module that has queued a
 //! callback when its exit function has returned. Then the module is marked as closed, and
-//! `rcu_barrier()` is called again. From the mark on, and until the memory of the module is used for
-//! another one, a callback of the module is not queued: its object is leaked, with a warning.
+//! `rcu_barrier()` is called again. From the mark on, and until the memory of the module is used
+//! for another one, a callback of the module is not queued: its object is leaked, with a warning.
 //! Otherwise a callback that always queues itself again would keep its module forever.
 //!
 //! A callback belongs to the module that contains the code of its [`RcuCallback`]. Code of other
@@ -91,8 +91,8 @@ pub unsafe trait RcuPointer: Send + Sized + 'static {
     ///
     /// # Safety
     ///
-    /// `head` must have come from [`into_head`](Self::into_head) of this type, and must be converted
-    /// back once.
+    /// `head` must have come from [`into_head`](Self::into_head) of this type, and must be
+    /// converted back once.
     unsafe fn from_head(head: NonNull<RcuHead>) -> Self;
 
     /// Runs after the grace period.
@@ -131,8 +131,9 @@ pub fn call_hurry<P: RcuPointer>(pointer: P) {
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
 
 fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
-    // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or `synchronize_rcu()` there
-    // waits for this critical section, and the `rcu_barrier()` after it for our callback.
+    // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or
+    // `synchronize_rcu()` there waits for this critical section, and the `rcu_barrier()` after it
+    // for our callback.
     let _guard = read_lock();
 
     let callback: unsafe extern "C" fn(*mut bindings::callback_head) = run_callback::<P>;

@@ -6,8 +6,8 @@
 //! when its exit function has returned, or its init function has failed, and before its memory is
 //! freed. The code that `module!` generates does both.
 //!
-//! A module that never queued a callback does not pay a grace period: [`QUEUED`] tells which modules
-//! these are.
+//! A module that never queued a callback does not pay a grace period: `QUEUED` tells which
+//! modules these are.
 
 use super::{
     call_hurry,
@@ -97,8 +97,8 @@ impl ModuleMemory {
 
 /// The pages with the code of callbacks that were queued, each in the slot of its number.
 ///
-/// A slot is 0 if there is no such page, and [`MANY`] if there is more than one. Only [`wait_for_callbacks`]
-/// resets a slot.
+/// A slot is 0 if there is no such page, and [`MANY`] if there is more than one. Only
+/// [`wait_for_callbacks`] resets a slot.
 static QUEUED: [Atomic<usize>; SLOTS] = [const { Atomic::new(0) }; SLOTS];
 
 /// The number of slots. The pages of modules lie side by side.
@@ -138,12 +138,12 @@ pub(crate) fn has_queued(memory: &ModuleMemory) -> bool {
     slots_in(memory).next().is_some()
 }
 
-/// Returns whether the callback `text` can be queued. If so, [`module_going`] waits for the caller's RCU
-/// read-side critical section, and for the callback.
+/// Returns whether the callback `text` can be queued. If so, [`module_going`] waits for the
+/// caller's RCU read-side critical section, and for the callback.
 pub(super) fn may_queue(text: *const c_void) -> bool {
-    // The second look is for the first callback in a page. Both this and `module_going()` write, then
-    // read what the other one has written, fully ordered. So either this sees that the module is
-    // closed, or `module_going()` sees that it has queued a callback, and waits.
+    // The second look is for the first callback in a page. Both this and `module_going()` write,
+    // then read what the other one has written, fully ordered. So either this sees that the module
+    // is closed, or `module_going()` sees that it has queued a callback, and waits.
     if is_closed(text) {
         return false;
     }
@@ -153,16 +153,18 @@ pub(super) fn may_queue(text: *const c_void) -> bool {
 
 /// A module that cannot begin anything new.
 ///
-/// It stays on the list until another module is loaded to the same place: after
-/// [`module_going`] has returned, code of the module can still run until the module is freed, in notifiers, in functions
-/// of `async_schedule()`, and in callbacks of parameters (`free_module()` in kernel/module/main.c).
+/// It stays on the list until another module is loaded to the same place: after [`module_going`]
+/// has returned, code of the module can still run until the module is freed, in notifiers, in
+/// functions of `async_schedule()`, and in callbacks of parameters (`free_module()` in
+/// kernel/module/main.c).
 ///
 /// The list only grows. An entry whose state is [`FREE`] is used for the next module.
 ///
 /// # Invariants
 ///
 /// `memory` is only written by the thread that changed `state` from [`FREE`] to [`CLAIMED`]. No
-/// reader uses it in these two states, since a grace period passes before an entry becomes [`FREE`].
+/// reader uses it in these two states, since a grace period passes before an entry becomes
+/// [`FREE`].
 struct Closed {
     state: Atomic<u32>,
     memory: UnsafeCell<ModuleMemory>,
