@@ -27,6 +27,8 @@ use kernel::sync::percpu_ref::{
 };
 use kernel::sync::rcu;
 use kernel::{
+    bindings,
+    error::to_result,
     prelude::*,
     processor::cpu_relax,
     revocable::Revocable,
@@ -43,6 +45,7 @@ use kernel::{
         delay::fsleep,
         Delta, //
     },
+    types::Opaque,
 };
 
 #[path = "../tests/cases/kthread.rs"]
@@ -95,7 +98,7 @@ impl Counted for Payload {
 /// Nanoseconds since some moment.
 fn now() -> i64 {
     // SAFETY: May be called anywhere.
-    unsafe { kernel::bindings::ktime_get() }
+    unsafe { bindings::ktime_get() }
 }
 
 /// What the loops are about; those in C have their own.
@@ -103,6 +106,7 @@ struct Subjects {
     ours: PercpuRef<Payload>,
     arc: Arc<Payload>,
     revocable: Pin<KBox<Revocable<Payload>>>,
+    wrapper: Pin<KBox<Wrapper<Payload>>>,
 }
 
 impl Subjects {
@@ -111,12 +115,99 @@ impl Subjects {
             ours: new_object()?,
             arc: Arc::new(Payload([7; 2]), GFP_KERNEL)?,
             revocable: KBox::pin_init(Revocable::new(Payload([7; 2])), GFP_KERNEL)?,
+            wrapper: KBox::pin_init(Wrapper::new(Payload([7; 2])), GFP_KERNEL)?,
         })
     }
 }
 
 fn new_object() -> Result<PercpuRef<Payload>> {
     Ok(UniquePercpuRef::new(Payload([7; 2]), GFP_KERNEL)?.into())
+}
+
+/// An abstraction of C's `percpu_ref`: an object that is counted by one.
+///
+/// Its count is never killed, so that it stays per-CPU and `release` is not called.
+///
+/// # Invariants
+///
+/// `count` is initialised, and stays so until the object is dropped.
+#[pin_data(PinnedDrop)]
+struct Wrapper<T> {
+    #[pin]
+    count: Opaque<bindings::percpu_ref>,
+    _data: T,
+}
+
+// SAFETY: A `percpu_ref` may be used and freed on any thread, and so may the data.
+unsafe impl<T: Send> Send for Wrapper<T> {}
+
+// SAFETY: What a shared reference allows may be done to a `percpu_ref` on all CPUs at once.
+unsafe impl<T: Sync> Sync for Wrapper<T> {}
+
+impl<T> Wrapper<T> {
+    fn new(data: T) -> impl PinInit<Self, Error> {
+        unsafe extern "C" fn release(_count: *mut bindings::percpu_ref) {}
+
+        // INVARIANT: `percpu_ref_init()` initialises the count, or it fails and there is no object.
+        try_pin_init!(Self {
+            count <- Opaque::try_ffi_init(|count| {
+                // SAFETY: `count` is valid for writes, and pinned. This may sleep, as one that
+                // allocates with `GFP_KERNEL` may.
+                to_result(unsafe {
+                    bindings::percpu_ref_init(count, Some(release), 0, bindings::GFP_KERNEL)
+                })
+            }),
+            _data: data,
+        })
+    }
+
+    fn try_get(&self) -> Option<WrapperGuard<'_, T>> {
+        // SAFETY: The count is initialised, by the type invariant.
+        let is_got = unsafe { rust_percpu_ref_bench_helper_tryget(self.count.get()) };
+        // INVARIANT: The reference that was got is the guard's.
+        is_got.then(|| WrapperGuard(self))
+    }
+
+    fn try_get_live(&self) -> Option<WrapperGuard<'_, T>> {
+        // SAFETY: The count is initialised, by the type invariant.
+        let is_got = unsafe { rust_percpu_ref_bench_helper_tryget_live(self.count.get()) };
+        // INVARIANT: The reference that was got is the guard's.
+        is_got.then(|| WrapperGuard(self))
+    }
+}
+
+#[pinned_drop]
+impl<T> PinnedDrop for Wrapper<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: The count is initialised, by the type invariant. A guard borrows the object, so
+        // that none is left to put its reference. The count was not killed, and so no RCU callback
+        // refers to it.
+        unsafe { bindings::percpu_ref_exit(self.count.get()) };
+    }
+}
+
+/// A reference to a [`Wrapper`], which is put when this is dropped.
+///
+/// # Invariants
+///
+/// The guard has a reference of the count.
+struct WrapperGuard<'a, T>(&'a Wrapper<T>);
+
+impl<T> Clone for WrapperGuard<'_, T> {
+    fn clone(&self) -> Self {
+        // SAFETY: The count is initialised, and not zero since `self` has a reference.
+        unsafe { rust_percpu_ref_bench_helper_get(self.0.count.get()) };
+        // INVARIANT: The reference that was got is the new guard's.
+        Self(self.0)
+    }
+}
+
+impl<T> Drop for WrapperGuard<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: The count is initialised, and the reference is the guard's to put, by the type
+        // invariants.
+        unsafe { rust_percpu_ref_bench_helper_put(self.0.count.get()) };
+    }
 }
 
 /// Does something so many times, with a `&Subjects`.
@@ -142,6 +233,8 @@ loops! {
     batch(subjects) { drop(subjects.ours.try_get_many(32)) }
     arc_clone_drop(subjects) { drop(subjects.arc.clone()) }
     revocable_access(subjects) { drop(subjects.revocable.try_access()) }
+    wrapper_try_get_put(subjects) { drop(subjects.wrapper.try_get()) }
+    wrapper_try_get_live_put(subjects) { drop(subjects.wrapper.try_get_live()) }
     init_free(_subjects) { drop(UniquePercpuRef::new(Payload([7; 2]), GFP_KERNEL)) }
     arc_init_free(_subjects) { drop(Arc::new(Payload([7; 2]), GFP_KERNEL)) }
 }
@@ -150,6 +243,17 @@ unsafe extern "C" fn clone_drop(subjects: *const c_void, n: usize) {
     // SAFETY: As the type `Loop` says.
     let subjects = unsafe { &*subjects.cast::<Subjects>() };
     let Some(guard) = subjects.ours.try_get() else {
+        return;
+    };
+    for _ in 0..n {
+        drop(guard.clone());
+    }
+}
+
+unsafe extern "C" fn wrapper_clone_drop(subjects: *const c_void, n: usize) {
+    // SAFETY: As the type `Loop` says.
+    let subjects = unsafe { &*subjects.cast::<Subjects>() };
+    let Some(guard) = subjects.wrapper.try_get() else {
         return;
     };
     for _ in 0..n {
@@ -177,6 +281,11 @@ extern "C" {
     fn percpu_ref_bench_refcount_get_put(_: *const c_void, n: usize);
     fn percpu_ref_bench_refcount_init_free(_: *const c_void, n: usize);
     fn percpu_ref_bench_nops(_: *const c_void, n: usize);
+
+    fn rust_percpu_ref_bench_helper_tryget(count: *mut bindings::percpu_ref) -> bool;
+    fn rust_percpu_ref_bench_helper_tryget_live(count: *mut bindings::percpu_ref) -> bool;
+    fn rust_percpu_ref_bench_helper_get(count: *mut bindings::percpu_ref);
+    fn rust_percpu_ref_bench_helper_put(count: *mut bindings::percpu_ref);
 
     fn percpu_ref_bench_cycles(run: Loop, with: *const c_void, n: usize) -> u64;
     fn percpu_ref_bench_init() -> c_int;
@@ -212,10 +321,11 @@ const OPS: &[Op] = &[
             ("this_cpu", percpu_ref_bench_this_cpu),
             ("rcu_read_lock", percpu_ref_bench_rcu_lock_unlock),
             ("rust_percpu_ref", try_get_put),
+            ("c_wrapper", wrapper_try_get_put),
             ("arc", arc_clone_drop),
             ("revocable", revocable_access),
         ],
-        in_rust: 3,
+        in_rust: 4,
         times: 50_000,
         is_hot: true,
     },
@@ -225,9 +335,10 @@ const OPS: &[Op] = &[
             ("c_percpu_ref", percpu_ref_bench_c_get_put),
             ("refcount_t", percpu_ref_bench_refcount_get_put),
             ("rust_percpu_ref", clone_drop),
+            ("c_wrapper", wrapper_clone_drop),
             ("arc", arc_clone_drop),
         ],
-        in_rust: 2,
+        in_rust: 3,
         times: 50_000,
         is_hot: true,
     },
@@ -236,8 +347,9 @@ const OPS: &[Op] = &[
         peers: &[
             ("c_percpu_ref", percpu_ref_bench_c_try_get_live_put),
             ("rust_percpu_ref", try_get_live_put),
+            ("c_wrapper", wrapper_try_get_live_put),
         ],
-        in_rust: 1,
+        in_rust: 2,
         times: 50_000,
         is_hot: true,
     },
@@ -565,7 +677,7 @@ struct CSide;
 impl CSide {
     fn new() -> Result<Self> {
         // SAFETY: Called once, as is the other one.
-        kernel::error::to_result(unsafe { percpu_ref_bench_init() })?;
+        to_result(unsafe { percpu_ref_bench_init() })?;
         Ok(Self)
     }
 }
