@@ -4,7 +4,7 @@
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
-# As Kconfig says, which does not see an external module.
+# The modules that are built. The torture needs CPU hotplug and kprobes.
 has = $(shell grep -sx 'CONFIG_$(1)=y' '$(KDIR)/include/config/auto.conf')
 modules_args = CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m CONFIG_SAMPLE_RUST_PERCPU_REF=m \
 	$(if $(and $(call has,HOTPLUG_CPU),$(call has,KPROBES),$(call has,HAVE_FUNCTION_ARG_ACCESS_API)), \
