@@ -38,7 +38,7 @@ static u64 last;
 static void released(struct percpu_ref *ref)
 {
 	WRITE_ONCE(last, ktime_get_ns());
-	/* Pairs with the acquire of who waits. */
+	/* Pairs with the acquire of the waiter. */
 	(void)atomic_dec_return_release(&left);
 }
 

@@ -90,7 +90,7 @@ static LAST: Atomic<i64> = Atomic::new(0);
 impl Counted for Payload {
     fn release(&self) {
         LAST.store(now(), Relaxed);
-        // Pairs with the `Acquire` of who waits.
+        // Pairs with the `Acquire` of the waiter.
         LEFT.fetch_sub(1, Release);
     }
 }
@@ -210,7 +210,7 @@ impl<T> Drop for WrapperGuard<'_, T> {
     }
 }
 
-/// Does something so many times, with a `&Subjects`.
+/// Does an operation a given number of times, with a `&Subjects`.
 type Loop = unsafe extern "C" fn(*const c_void, usize);
 
 /// A loop in Rust.
@@ -295,13 +295,13 @@ extern "C" {
     fn percpu_ref_bench_c_kill(objects: *const *mut c_void, n: c_uint) -> u64;
 }
 
-/// One who can do an operation: his name, and how he does it.
+/// An implementation of an operation: its name, and its loop.
 type Peer = (&'static str, Loop);
 
 /// The empty loops, in C and in Rust, come first.
 const EMPTY: [Peer; 2] = [("empty", percpu_ref_bench_c_empty), ("empty", empty)];
 
-/// An operation and who has it. Those in Rust come last, so many.
+/// An operation and its implementations. The last `in_rust` of them are in Rust.
 struct Op {
     name: &'static str,
     peers: &'static [Peer],
@@ -400,7 +400,7 @@ struct Rounds {
     rounds: usize,
     /// Threads that have come to the start of a loop, of all loops so far.
     arrived: Atomic<u32>,
-    /// Not all threads are there, so that nobody is to wait for them.
+    /// Not all threads could be created, so no thread must wait for the others.
     is_over: Atomic<u32>,
     /// Nanoseconds, added up over the threads, of each loop in each round.
     times: KVec<Atomic<i64>>,
@@ -421,7 +421,7 @@ impl Rounds {
                 let Some((index, (_, run), _)) = self.op.loops().nth(turn) else {
                     return;
                 };
-                // Nobody begins before all have come.
+                // No thread begins before all have arrived.
                 started += self.cpus;
                 self.arrived.fetch_add(1, Release);
                 while self.arrived.load(Acquire) < started {
@@ -497,7 +497,7 @@ fn measure_times(op: &'static Op, subjects: &Arc<Subjects>, cpus: u32, rounds: u
     Ok(())
 }
 
-/// What so many percent are not above.
+/// Returns the value that a given part of all values are not above.
 fn percentile(sorted: &[i64], percent: usize) -> i64 {
     sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
 }
@@ -684,7 +684,7 @@ impl CSide {
 
 impl Drop for CSide {
     fn drop(&mut self) {
-        // SAFETY: Nobody uses them any more.
+        // SAFETY: No thread uses them any more.
         unsafe { percpu_ref_bench_exit() };
     }
 }

@@ -215,8 +215,8 @@ pub(super) fn ends_need_no_memory() -> Result<Outcome> {
 }
 
 /// Takes all the memory that can be had without waiting, in objects so large that pieces of it
-/// remain for the rest of the kernel, and then what is kept for those who must not fail, in small
-/// ones. Ending all of them gives it back.
+/// remain for the rest of the kernel, and then the reserves for allocations that must not fail, in
+/// small ones. Dropping all of them gives the memory back.
 pub(super) fn memory_pressure() -> Result<Outcome> {
     // SAFETY: May be called anywhere.
     if unsafe { percpu_ref_test_totalram_mib() } > 2048 {

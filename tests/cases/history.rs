@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases for what has gone wrong with the C `percpu_ref`, or with those who use it. Others of this
-//! kind are elsewhere: racing killers, a failed init, puts too many, drops in every state.
+//! Cases for what has gone wrong with the C `percpu_ref`, or with code that uses it. Other cases of
+//! this kind are elsewhere: racing killers, a failed init, puts too many, drops in every state.
 
 use super::*;
 
@@ -58,7 +58,7 @@ impl RcuCallback for Delay {
     }
 }
 
-/// The owner, who lets go in a callback of his own.
+/// The owner, which drops its handle in an RCU callback.
 struct Owner {
     _thing: PercpuRef<Thing>,
     events: Arc<Events>,
@@ -111,7 +111,7 @@ pub(super) fn callbacks_out_of_order() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Who forgets a reference leaks the object, and nothing else.
+/// A reference that is forgotten leaks the object, and nothing else.
 pub(super) fn leaked_reference() -> Result<Outcome> {
     let (leaked, leaked_events) = Thing::shared()?;
     let (other, other_events) = Thing::shared()?;
@@ -126,7 +126,7 @@ pub(super) fn leaked_reference() -> Result<Outcome> {
     check!(leaked_events.dropped.get() == 0 && leaked_events.released.get() == 0);
     check!(forgotten.is_alive());
 
-    // Somebody has remembered.
+    // The reference is put after all.
     drop(ManuallyDrop::into_inner(forgotten));
     check_end(&leaked_events, 0, 1)?;
     Ok(Passed)

@@ -361,7 +361,8 @@ pub(super) fn start_modes() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// The owner lets go in each state, and the object goes with him or with the last reference.
+/// The handle is dropped in each state, and the object is dropped with it or with the last
+/// reference.
 pub(super) fn drop_modal_in_each_state() -> Result<Outcome> {
     let Some((_, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -437,7 +438,7 @@ impl Counted for Phoenix {
                 self.thing.events.disorder.inc();
             }
         } else if !self.borrowed {
-            // SAFETY: Nobody else uses the box any more.
+            // SAFETY: No other code uses the box any more.
             drop(unsafe { KBox::from_raw(own) });
             if !self.thing.is_alive() {
                 self.thing.events.disorder.inc();
@@ -469,17 +470,17 @@ fn phoenix(lives: u32, atomic: bool) -> Result<(*mut Own, Arc<Events>)> {
 /// Drops the reference of one that does not by itself.
 fn end_phoenix(own: *mut Own, atomic: bool) {
     if atomic {
-        // SAFETY: It came from the box in `phoenix()`, and nobody else uses it any more.
+        // SAFETY: It came from the box in `phoenix()`, and no other code uses it any more.
         drop(unsafe { KBox::from_raw(own) });
     }
 }
 
-/// Whatever a release does to its own reference, nothing is locked: in per-CPU mode it runs in the
-/// callback, in atomic mode, inside the kill.
+/// A release can do all operations on its own reference, since it runs under no lock: in per-CPU
+/// mode in the callback, in atomic mode inside the kill.
 pub(super) fn reinit_inside_release() -> Result<Outcome> {
     for atomic in [false, true] {
         let (own, events) = phoenix(3, atomic)?;
-        // SAFETY: The box is there: nobody else has killed it, so there was no release.
+        // SAFETY: The box is there: it was not killed yet, so there was no release.
         unsafe { &*own }.kill();
         end_phoenix(own, atomic);
         check_end(&events, 0, 3)?;
@@ -530,7 +531,7 @@ pub(super) fn many_switch_at_once() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Counts those who hold a reference, to see that there is none when there should be none.
+/// Counts the holders of references, to see that there is none when there should be none.
 struct Gate {
     inside: Atomic<i32>,
     thing: Thing,

@@ -9,8 +9,8 @@
 //!
 //! # Where the two differ on purpose
 //!
-//! - A second kill: C warns and puts the initial reference again, which is somebody else's. Ours
-//!   returns `false` and changes nothing.
+//! - A second kill: C warns and puts the initial reference again, which was put by the first kill.
+//!   Ours returns `false` and changes nothing.
 //! - To resurrect what is alive: C warns, and gets one reference too many. Ours: `EINVAL`.
 //! - To reinitialise what has references left: C warns and goes on. Ours: `EBUSY`.
 //!

@@ -234,7 +234,8 @@ impl Drop for Sleeper {
     }
 }
 
-/// The release of a type that may sleep runs in a task of its own, whoever puts the last reference.
+/// The release of a type that may sleep runs in a task of its own, wherever the last reference is
+/// put.
 pub(super) fn release_may_sleep() -> Result<Outcome> {
     for from_callback in [false, true] {
         let (thing, events) = Thing::new()?;
@@ -415,7 +416,7 @@ pub(super) fn memory_outlives_section() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Gets more references than there may be: the object is there for ever after.
+/// Gets more references than the limit: the object is leaked.
 pub(super) fn overflow_leaks() -> Result<Outcome> {
     const MANY: usize = 1 << 59;
 
@@ -428,11 +429,11 @@ pub(super) fn overflow_leaks() -> Result<Outcome> {
         let guard = thing.try_get().ok_or(EIO)?;
         let one = guard.get_many(MANY);
         let two = guard.get_many(MANY - 64);
-        // Who may fail, does so, and nothing is changed by it.
+        // Operations that can fail do so, and change nothing.
         check!(thing.try_get_many(MANY).is_none());
         check!(thing.try_get_many(usize::MAX).is_none());
         check!(thing.try_get().is_some());
-        // Who may not, goes too far.
+        // An operation that cannot fail goes beyond the limit.
         let three = guard.get_many(MANY);
 
         check!(thing.kill());

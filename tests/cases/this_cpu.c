@@ -69,7 +69,7 @@ unsigned int percpu_ref_test_preempt_count(void)
 	return preempt_count();
 }
 
-/* As if somebody else were to run now. */
+/* As if another task were due to run now. */
 void percpu_ref_test_set_need_resched(void)
 {
 	unsigned long flags;

@@ -314,7 +314,7 @@ impl Stage {
         }
     }
 
-    /// Kills the gate, brings it back to life and changes its mode, against others who do so.
+    /// Kills the gate, brings it back to life and changes its mode, while other threads do so, too.
     fn switch(&self, number: usize) {
         let mut turn = number;
         while !self.is_over() {

@@ -175,7 +175,7 @@ impl Counted for Heir {
     }
 }
 
-/// What nobody has made before the end.
+/// A type whose first object is made when the module is closed.
 struct Late;
 
 impl Counted for Late {}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Deliberate bugs, to show that the checkers of a debugging kernel, and those who read its log,
-//! see what this project's modules do. Never insert this where you want to go on working.
+//! Deliberate bugs, which the checkers of a debugging kernel must find, and `scripts/results` must
+//! find in its log. Never insert this module on a machine that is in use.
 
 use core::mem::forget;
 use kernel::preempt::PreemptGuard;

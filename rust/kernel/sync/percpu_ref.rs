@@ -147,6 +147,7 @@ mod switch;
 pub mod unload;
 mod value;
 mod wait;
+mod word;
 
 pub use foreign::Borrowed;
 pub use freeze::Frozen;

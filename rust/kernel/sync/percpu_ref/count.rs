@@ -3,9 +3,10 @@
 //! The count itself, without the type of what it counts.
 //!
 //! In *per-CPU mode* a get adds one to this CPU's counter and a put subtracts one. A single counter
-//! may go below zero and wrap, for what is got on one CPU may be put on another; only their sum
-//! modulo 2^64 means anything, and nobody computes it. So nobody would see it fall to
-//! zero, either. It cannot: the *initial reference* is put by [`Count::kill`] alone.
+//! may go below zero and wrap, because a reference that was got on one CPU may be put on another.
+//! Only the sum of all counters modulo 2^64 means anything, and no get or put computes it, so none
+//! would see it fall to zero. It cannot fall to zero: only [`Count::kill`] puts the *initial
+//! reference*.
 //!
 //! In *atomic mode* all use one atomic variable. Setting a flag in the word where every get and put
 //! finds the address of the counters begins the switch to it. Some CPUs may not have seen the flag
@@ -49,6 +50,13 @@ use super::{
         SATURATED, //
     },
     wait::Until,
+    word::{
+        Word,
+        BUSY,
+        DEAD,
+        FORCE,
+        NONE, //
+    }, //
 };
 use crate::{
     alloc::Flags,
@@ -90,21 +98,6 @@ use core::{
     },
 };
 
-/// In [`Count::word`]: the reference was killed or frozen.
-#[doc(alias("__PERCPU_REF_DEAD", "PCPU_REF_DEAD"))]
-pub(super) const DEAD: usize = 1 << 0;
-/// In [`Count::word`]: atomic mode was asked for.
-#[doc(alias = "force_atomic")]
-pub(super) const FORCE: usize = 1 << 1;
-/// In [`Count::word`]: a transition is under way.
-pub(super) const BUSY: usize = 1 << 2;
-
-/// In [`Count::word`]: use [`Count::atomic`].
-#[doc(alias = "__PERCPU_REF_ATOMIC")]
-pub(super) const ATOMIC: usize = DEAD | FORCE | BUSY;
-
-const _: () = assert!(align_of::<Local<u64>>() > ATOMIC);
-
 /// In [`Count::state`]: one life that has not ended, or one thread that must keep the memory for a
 /// moment.
 ///
@@ -114,16 +107,16 @@ const _: () = assert!(align_of::<Local<u64>>() > ATOMIC);
 /// carry goes to the freezers, which keep the memory, too.
 pub(super) const LIFE: u64 = 1 << 0;
 /// In [`Count::state`]: the number of lives.
-const LIVES: u64 = (1 << 24) - LIFE;
+const LIVES_MASK: u64 = (1 << 24) - LIFE;
 /// In [`Count::state`]: one [`Frozen`](super::Frozen), or one call of `freeze()` that waits.
 pub(super) const FREEZER: u64 = 1 << 24;
 /// In [`Count::state`]: the number of freezers. If it is full, it stays so, and the object stays
 /// frozen.
-pub(super) const FREEZERS: u64 = (1 << 48) - FREEZER;
+pub(super) const FREEZERS_MASK: u64 = (1 << 48) - FREEZER;
 /// In [`Count::state`]: the owner has its [`PercpuRef`](super::PercpuRef).
 const HANDLE: u64 = 1 << 48;
 /// In [`Count::state`]: whatever keeps the memory of the object.
-const HOLDS: u64 = LIVES | FREEZERS | HANDLE;
+const HOLDS_MASK: u64 = LIVES_MASK | FREEZERS_MASK | HANDLE;
 /// In [`Count::state`]: the object may live more than once, and stays as long as there are holds.
 pub(super) const REINIT: u64 = 1 << 49;
 /// In [`Count::state`]: the object outlived its module and must stay in memory.
@@ -144,7 +137,7 @@ pub(super) const REVIVING: u64 = 1 << 56;
 
 /// Returns whether a reference with this state must be dead. [`DEAD`] follows it.
 pub(super) const fn is_dead(state: u64) -> bool {
-    state & (KILLED | FREEZERS) != 0
+    state & (KILLED | FREEZERS_MASK) != 0
 }
 
 /// How a count begins.
@@ -175,7 +168,7 @@ pub(super) enum Start {
 /// # Invariants
 ///
 /// - Until the callback of the one life that it has, or else until the object is dropped, `word`
-///   without its flags is the `PerCpu<Local<u64>>` that the count owns. Without [`ATOMIC`]
+///   without its flags is the `PerCpu<Local<u64>>` that the count owns. Without flags
 ///   all CPUs may change the counters, in an RCU read-side critical section in which they found the
 ///   word so. In atomic mode without [`BUSY`] the counters are zero.
 /// - The counters' sum plus `atomic`, modulo 2^64, is the number of references, plus [`BIAS`]
@@ -185,14 +178,14 @@ pub(super) enum Start {
 /// - [`DEAD`] is set in each life once, by the thread that owns the initial reference from then on,
 ///   and passes it to the one that closes the reference.
 /// - `class` counts this object until the object is dropped.
-/// - The memory that the count is in came from `kmalloc()`. It is freed when the last of [`HOLDS`]
-///   is gone, after a grace period if it is [`PUBLISHED`] or [`REINIT`] and on PREEMPT_RT, and not
-///   if it is [`LEAKED`].
+/// - The memory that the count is in came from `kmalloc()`. It is freed when the last of
+///   [`HOLDS_MASK`] is gone, after a grace period if it is [`PUBLISHED`] or [`REINIT`] and on
+///   PREEMPT_RT, and not if it is [`LEAKED`].
 /// - `rcu` is used by the owner of [`BUSY`], and when there are no holds, by the one that dropped
 ///   the last. `link` is used by the one that ended the life of an object that lives once.
 pub(super) struct Count {
     /// The address of the per-CPU counters, and flags.
-    pub(super) word: Atomic<usize>,
+    pub(super) word: Atomic<Word>,
     pub(super) atomic: Atomic<u64>,
     pub(super) class: &'static Class,
     pub(super) state: Atomic<u64>,
@@ -224,8 +217,8 @@ impl Count {
             let counters = PerCpu::<Local<u64>>::zeroed(gfp)?;
             let class = Class::get(ops, gfp)?;
             let (flags, atomic, state) = match start {
-                Start::Once => (0, 1 + BIAS, HANDLE | LIFE),
-                Start::Reinit => (0, 1 + BIAS, HANDLE | LIFE | REINIT),
+                Start::Once => (NONE, 1 + BIAS, HANDLE | LIFE),
+                Start::Reinit => (NONE, 1 + BIAS, HANDLE | LIFE | REINIT),
                 Start::Atomic => (FORCE, 1 + BIAS, HANDLE | LIFE | REINIT),
                 Start::Dead => (DEAD, 0, HANDLE | KILLED | REINIT),
             };
@@ -236,7 +229,7 @@ impl Count {
             // INVARIANT: The counters are zero. There is the initial reference, or the reference is
             // closed and there is none. The holds are one life, if there is one, and the handle.
             let count = Self {
-                word: Atomic::new(counters.into_raw().as_ptr().expose_provenance() | flags),
+                word: Atomic::new(Word::new(counters.into_raw(), flags)),
                 atomic: Atomic::new(atomic),
                 class,
                 state: Atomic::new(state),
@@ -260,17 +253,15 @@ impl Count {
     /// `word` must have come from [`Count::word`], and for as long as the returned value is used,
     /// either
     /// - no other thread must have the count, or
-    /// - `word` must lack [`ATOMIC`], and the caller must be in the RCU read-side critical section
+    /// - `word` must have no flag, and the caller must be in the RCU read-side critical section
     ///   that it was read in, or
     /// - the caller must be the callback.
     #[inline]
-    pub(super) unsafe fn counters(word: usize) -> ManuallyDrop<PerCpu<Local<u64>>> {
-        let ptr = ptr::with_exposed_provenance_mut(word & !ATOMIC);
-
+    pub(super) unsafe fn counters(word: Word) -> ManuallyDrop<PerCpu<Local<u64>>> {
         // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The
-        // counters are freed a grace period after `ATOMIC` was set, or when no other thread has the
+        // counters are freed a grace period after a flag was set, or when no other thread has the
         // count.
-        ManuallyDrop::new(unsafe { PerCpu::from_raw(NonNull::new_unchecked(ptr)) })
+        ManuallyDrop::new(unsafe { PerCpu::from_raw(word.counters()) })
     }
 
     /// Returns the word of a count, which may be freed before the reference is dropped.
@@ -279,7 +270,7 @@ impl Count {
     ///
     /// `this` must be valid now, and at each use of the returned reference.
     #[inline(always)]
-    pub(super) unsafe fn word_of<'a>(this: NonNull<Self>) -> &'a Atomic<usize> {
+    pub(super) unsafe fn word_of<'a>(this: NonNull<Self>) -> &'a Atomic<Word> {
         // SAFETY: By the safety requirements of this function, `this` is valid.
         unsafe { &(*this.as_ptr()).word }
     }
@@ -322,7 +313,7 @@ impl Count {
     /// again.
     #[inline(always)]
     fn if_percpu(
-        word: &Atomic<usize>,
+        word: &Atomic<Word>,
         local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard),
     ) -> bool {
         if cfg!(CONFIG_PROVE_RCU) {
@@ -331,13 +322,13 @@ impl Count {
         // RCU takes this region for a read-side critical section.
         let guard = PreemptGuard::nested();
 
-        // `Relaxed`: the counters are zero before the word lacks `ATOMIC`, and their address
-        // depends on it (see `switch_to_percpu()`). A CPU that does not see `ATOMIC` yet is inside
-        // the critical section entered above, so the grace period that starts after `ATOMIC` was
-        // set waits for it.
+        // `Relaxed`: the counters are zero before the word has no flag, and their address depends
+        // on it (see `switch_to_percpu()`). A CPU that does not see a flag yet is inside the
+        // critical section entered above, so the grace period that starts after the flag was set
+        // waits for it.
         let word = read_once(word);
-        if word & ATOMIC == 0 {
-            // SAFETY: `ATOMIC` is not set, and we are in a read-side critical section.
+        if word.is_percpu() {
+            // SAFETY: No flag is set, and we are in a read-side critical section.
             local(&*unsafe { Self::counters(word) }, &guard);
             drop(guard);
             true
@@ -570,7 +561,7 @@ impl Count {
         // no holds.
         let old = state.fetch_add(with.wrapping_sub(hold), Full);
         let new = old.wrapping_add(with.wrapping_sub(hold));
-        if new & HOLDS == 0 {
+        if new & HOLDS_MASK == 0 {
             // SAFETY: That was the last hold.
             unsafe { Self::end(this, new) };
         }
@@ -634,7 +625,7 @@ impl Count {
     /// Returns whether the reference was killed or frozen, and lives not again.
     pub(super) fn is_dying(&self) -> bool {
         // `Relaxed`: the answer may be old at once.
-        self.word.load(Relaxed) & DEAD != 0
+        self.word.load(Relaxed).has(DEAD)
     }
 
     /// Returns whether the reference is closed and there are no references.
@@ -649,7 +640,7 @@ impl Count {
         // the value was read while the word was like this.
         let word = self.word.load(Acquire);
         let value = self.atomic.load(Acquire);
-        let is_atomic = word & FORCE != 0 && word & BUSY == 0 && self.word.load(Relaxed) == word;
+        let is_atomic = word.has(FORCE) && !word.has(BUSY) && self.word.load(Relaxed) == word;
         if is_atomic || !value::is_open(value) {
             // More than there can be: the mode has changed in between.
             value::references(value)
@@ -668,9 +659,9 @@ impl Count {
 
         let state = if !is_valid(value) {
             "leaked"
-        } else if word & DEAD == 0 {
+        } else if !word.has(DEAD) {
             "live"
-        } else if is_zero(value) && state & LIVES != 0 {
+        } else if is_zero(value) && state & LIVES_MASK != 0 {
             "zero, in its release"
         } else if is_zero(value) {
             "zero"
@@ -679,10 +670,12 @@ impl Count {
         } else {
             "dying"
         };
-        let mode = match word & (FORCE | BUSY) {
-            0 => "per-CPU",
-            FORCE => "atomic",
-            _ => "switching",
+        let mode = if word.has(BUSY) {
+            "switching"
+        } else if word.has(FORCE) {
+            "atomic"
+        } else {
+            "per-CPU"
         };
         (state, mode)
     }
@@ -713,7 +706,7 @@ impl Count {
                 self.class
                     .waiters()
                     .wait_event(&raw const self.state, until, slice, || {
-                        self.state.load(Acquire) & LIVES == 0
+                        self.state.load(Acquire) & LIVES_MASK == 0
                     });
             match result {
                 Err(error) if error == ETIMEDOUT && !is_last => {
@@ -893,7 +886,7 @@ fn assert_rcu_is_watching() {
 /// without `CONFIG_RUST_INLINE_HELPERS`: it is a call in each get and put then.
 #[doc(alias = "READ_ONCE")]
 #[inline(always)]
-fn read_once(from: &Atomic<usize>) -> usize {
+fn read_once(from: &Atomic<Word>) -> Word {
     // SAFETY: The variable is valid. Other CPUs change it by atomic operations, with which a
     // volatile load can race by the kernel's memory model.
     unsafe { from.as_ptr().read_volatile() }
@@ -934,7 +927,7 @@ impl Drop for Count {
 
         // Only a bug in unsafe code leads to this.
         if cfg!(debug_assertions) {
-            let expected = if word & DEAD == 0 { 1 + BIAS } else { 0 };
+            let expected = if word.has(DEAD) { 0 } else { 1 + BIAS };
             // Each counter, not their sum: a get here and a put there are a use, too.
             let is_used = self.atomic.load(Relaxed) != expected
                 || counters

@@ -81,7 +81,7 @@ impl<T: Counted> PercpuRefGuard<T> {
         // SAFETY: By the type invariant, the object is alive.
         unsafe { &(*self.inner.as_ptr()).count }.get(n);
 
-        // SAFETY: `get()` added so many references, which the batch owns.
+        // SAFETY: `get()` added `n` references, which the batch owns.
         unsafe { PercpuRefBatch::new(self.inner, n) }
     }
 }

@@ -48,13 +48,9 @@ use super::{
         seconds,
         update,
         Count,
-        ATOMIC,
-        BUSY,
         CONFIRM,
-        DEAD,
-        FORCE,
         FREEZER,
-        FREEZERS,
+        FREEZERS_MASK,
         KILLED,
         KILLING,
         LIFE,
@@ -70,7 +66,13 @@ use super::{
         BIAS,
         SATURATED, //
     },
-    wait::Until, //
+    wait::Until,
+    word::{
+        Word,
+        BUSY,
+        DEAD,
+        FORCE, //
+    }, //
 };
 use crate::{
     bindings,
@@ -177,12 +179,12 @@ impl Count {
 
         let mut word = count.word.load(Relaxed);
         loop {
-            if word & DEAD != 0 {
+            if word.has(DEAD) {
                 return false;
             }
             // `Full`: in per-CPU mode `call_rcu()` orders the flag before the callback; else this
             // is one end of the order that `follow()` and the callback rely on.
-            match count.word.cmpxchg(word, word | DEAD | BUSY, Full) {
+            match count.word.cmpxchg(word, word.with(DEAD.union(BUSY)), Full) {
                 Ok(_) => break,
                 Err(found) => word = found,
             }
@@ -193,7 +195,7 @@ impl Count {
         clear(&count.state, killing);
         // We set `DEAD`, so we own the initial reference.
         count.killed_at.store(seconds(), Relaxed);
-        if word & ATOMIC == 0 {
+        if word.is_percpu() {
             count.handover.store(KILLED_FIRST, Relaxed);
             rcu::call_hurry(Callback(this));
             return true;
@@ -201,7 +203,7 @@ impl Count {
         // During a switch to atomic mode, both we and its owner come here or to `finish()`, and the
         // second one closes. `Full`: it sees what the first one has done. A grace period would not
         // order the two, since the one that the callback waited for may have begun before us.
-        if word & BUSY != 0 && count.handover.xchg(KILLED_FIRST, Full) != CALLBACK_FIRST {
+        if word.has(BUSY) && count.handover.xchg(KILLED_FIRST, Full) != CALLBACK_FIRST {
             return true;
         }
         // SAFETY: We own the initial reference, and `BUSY`.
@@ -288,11 +290,11 @@ impl Count {
             // killer and with `set_idle()`. Either the killer sees here that `BUSY` was cleared, or
             // the thread that has cleared it sees that a confirmation is owed.
             let word = count.word.load(Acquire);
-            if word & (DEAD | BUSY) != DEAD || count.state.load(Acquire) & CONFIRM == 0 {
+            if !word.has(DEAD) || word.has(BUSY) || count.state.load(Acquire) & CONFIRM == 0 {
                 return;
             }
             // `Full`: the confirmation comes after the reference was closed.
-            if count.word.cmpxchg(word, word | BUSY, Full).is_ok() {
+            if count.word.cmpxchg(word, word.with(BUSY), Full).is_ok() {
                 // SAFETY: By the safety requirements of this function, the object is there. The
                 // reference is closed, since it is dead and the word was idle, and we own `BUSY`.
                 unsafe { Self::confirm(this) };
@@ -331,13 +333,13 @@ impl Count {
     /// `this` must be the beginning of an object that is not dropped before this returns. The
     /// caller must own [`BUSY`], and gives it up. If `word` has [`DEAD`], the reference must be
     /// closed.
-    unsafe fn set_idle(this: NonNull<Self>, word: usize) {
+    unsafe fn set_idle(this: NonNull<Self>, word: Word) {
         // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by
         // it that the mode is another.
         //
         // SAFETY: By the safety requirements of this function, the object is there.
         unsafe {
-            Self::word_of(this).xchg(word & !BUSY, Full);
+            Self::word_of(this).xchg(word.without(BUSY), Full);
             // A killer that found the flag set has left its confirmation to us.
             Self::confirm_if_idle(this);
         }
@@ -363,8 +365,8 @@ impl Count {
         let waited_for = ptr::from_ref(word_of);
         // `Full`: a CPU that sees the mode sees all that was done to bring it about.
         let mut word = word_of.load(Relaxed);
-        while word & DEAD == 0 {
-            match word_of.cmpxchg(word, word & !BUSY, Full) {
+        while !word.has(DEAD) {
+            match word_of.cmpxchg(word, word.without(BUSY), Full) {
                 Ok(_) => {
                     // The object may be gone now.
                     class.waiters().wake_up(waited_for);
@@ -387,13 +389,13 @@ impl Count {
     /// Sleeps while a transition is under way. Returns the word after it.
     ///
     /// Must be called for [`REINIT`] counts.
-    fn wait_idle(&self) -> usize {
+    fn wait_idle(&self) -> Word {
         // `Acquire` pairs with the `Full` of `set_idle()` and `finish()`, and with that of the put
         // in `close()`. A word that is idle was so before or after any `close()` that the atomic
         // tells of, so in this order the end of a transition is not missed.
         let idle = || {
             let word = self.word.load(Acquire);
-            let is_idle = word & BUSY == 0 && !is_closing(self.atomic.load(Acquire));
+            let is_idle = !word.has(BUSY) && !is_closing(self.atomic.load(Acquire));
             is_idle.then_some(word)
         };
         loop {
@@ -426,17 +428,17 @@ impl Count {
 
         loop {
             let word = count.wait_idle();
-            let is_atomic = word & ATOMIC != 0;
+            let is_atomic = !word.is_percpu();
             if is_atomic && !notify {
                 // `Full`: what follows comes after what made the mode.
-                if count.word.cmpxchg(word, word | FORCE, Full).is_ok() {
+                if count.word.cmpxchg(word, word.with(FORCE), Full).is_ok() {
                     return;
                 }
                 continue;
             }
             // `Full`: what follows comes after what made the mode. The mode cannot be changed
             // before the object was told, as we own `BUSY`.
-            let new = word | FORCE | BUSY;
+            let new = word.with(FORCE.union(BUSY));
             if count.word.cmpxchg(word, new, Full).is_err() {
                 continue;
             }
@@ -453,7 +455,7 @@ impl Count {
             // reference is closed, since the word was idle.
             unsafe {
                 Self::notify(this);
-                if word & DEAD == 0 {
+                if !word.has(DEAD) {
                     Self::finish(this, false);
                 } else {
                     Self::set_idle(this, new);
@@ -479,9 +481,9 @@ impl Count {
         loop {
             let word = self.wait_idle();
             // `Full`: the counters are zero since the callback, which came before `BUSY` was
-            // cleared. A CPU that finds the word without `ATOMIC` finds them so by its address
+            // cleared. A CPU that finds the word without a flag finds them so by its address
             // dependency, as in C's `__percpu_ref_switch_to_percpu()`.
-            if self.word.cmpxchg(word, word & !FORCE, Full).is_ok() {
+            if self.word.cmpxchg(word, word.without(FORCE), Full).is_ok() {
                 return;
             }
         }
@@ -531,10 +533,10 @@ impl Count {
         // If there are as many freezers as can be counted, the object stays frozen. Else this one
         // keeps the state dead.
         let _ = change(&count.state, |state| {
-            (state & FREEZERS != FREEZERS).then(|| state + FREEZER)
+            (state & FREEZERS_MASK != FREEZERS_MASK).then(|| state + FREEZER)
         });
         // A thread that revives owns `BUSY`, so it is waited for here, or sees the freezer.
-        while count.wait_idle() & DEAD == 0 {
+        while !count.wait_idle().has(DEAD) {
             // SAFETY: The caller has the handle. The freezer keeps the state dead.
             unsafe { Self::begin_end(this, 0) };
         }
@@ -555,7 +557,7 @@ impl Count {
         // SAFETY: The freezer keeps the memory until the state is changed.
         let _ = unsafe {
             Self::follow(this, |state| {
-                let is_full = state & FREEZERS == FREEZERS;
+                let is_full = state & FREEZERS_MASK == FREEZERS_MASK;
                 Ok(if is_full { state } else { state - FREEZER })
             })
         };
@@ -576,7 +578,7 @@ impl Count {
 
         let (word, result) = loop {
             let word = count.wait_idle();
-            if word & DEAD == 0 {
+            if !word.has(DEAD) {
                 if !is_dead(count.state.load(Relaxed)) {
                     return Err(EINVAL);
                 }
@@ -585,7 +587,7 @@ impl Count {
                 continue;
             }
             // `Full`: of several threads this is the only one, and it sees what the kill has done.
-            if count.word.cmpxchg(word, word | BUSY, Full).is_err() {
+            if count.word.cmpxchg(word, word.with(BUSY), Full).is_err() {
                 continue;
             }
             // Between the two, another life may have begun and be closing now.
@@ -647,7 +649,7 @@ impl Count {
         // The counters are zero, as for `switch_to_percpu()`.
         //
         // SAFETY: We have a hold of an object that lives more than once, and own `BUSY`.
-        unsafe { Self::set_idle(this, word & !DEAD) };
+        unsafe { Self::set_idle(this, word.without(DEAD)) };
         count.wake_up_idle();
         // A killer that came before this has set `KILLING` and left the rest to us. One that comes
         // later sees that `DEAD` was cleared: both are `Full`.
@@ -697,7 +699,7 @@ unsafe impl RcuPointer for Callback {
         Self(unsafe { NonNull::new_unchecked(this) })
     }
 
-    /// All CPUs see [`ATOMIC`]: takes the count from the CPUs to the atomic.
+    /// All CPUs see the flag: takes the count from the CPUs to the atomic.
     #[doc(alias("percpu_ref_switch_to_atomic_rcu", "percpu_ref_kill_rcu"))]
     fn run(self) {
         let this = self.0;
