@@ -215,7 +215,7 @@ install_packages() {
 # The library must have been built for the target.
 in_crate() {
 	local crate=$1 modules=/project/build/$2/modules command
-	command=$(sed -n 's/^savedcmd_[^ ]* := \(.*\) rustc \(.*\) --out-dir .*/\1 '"$3"' \2/p' \
+	command=$(sed -n 's|^savedcmd_[^ ]* := \(.*\) rustc \(.*\) --out-dir .*|\1 '"$3"' \2|p' \
 		"$project/build/$2/modules/.percpu_ref_test.o.cmd")
 	if [ "$crate" = percpu_ref ]; then
 		# The kernel crate of this crate is that of the tree.

@@ -135,7 +135,8 @@ impl Releases {
     /// Must be called by the spawner, which does not run in two threads at once: while it looks at
     /// the first link, that link stays on the list.
     fn take(&self) -> Option<NonNull<Link>> {
-        // `Acquire` pairs with the `Release` in `queue()`, here and below.
+        // `Acquire` pairs with the `Release` in `queue()`. After a failure below, the address
+        // dependency does.
         let mut first = self.pending.load(Acquire);
         loop {
             let link = NonNull::new(first)?;

@@ -12,8 +12,7 @@
 //! 1. runs the RCU callbacks that are queued,
 //! 2. waits until no object of the module's classes is left, and logs what it waits for,
 //! 3. marks the module as closed, so that it can begin nothing new, neither objects nor callbacks
-//!    (`mark_closed()`), and runs the callbacks that were queued
-//!    meanwhile,
+//!    (`mark_closed()`), and runs the callbacks that were queued meanwhile,
 //! 4. closes the classes: an object that is still left now is leaked when its last reference is
 //!    put, since its release function will be gone,
 //! 5. waits for RCU Tasks: a task that put the last reference may not have returned from the
@@ -119,9 +118,10 @@ pub(super) struct Ops {
 ///
 /// # Invariants
 ///
-/// - While `live` is not zero and `running` has no [`CLOSED`], `ops` is valid, and so is all the
-///   code of its module. For this, `live` rises from zero only while the module is not closed, or
-///   is taken back.
+/// - While `live` is not zero, `ops` is callable and `running` has no [`CLOSED`], `ops` is valid,
+///   and so is all the code of its module. For this, `ops` becomes callable only after the module
+///   was found not to be closed, by a thread in an RCU read-side critical section that had claimed
+///   the class before.
 /// - A `Class` is freed only when the library itself is unloaded, after all its users.
 #[pin_data]
 pub(super) struct Class {
@@ -150,6 +150,20 @@ const CLOSED: usize = 1 << (usize::BITS - 1);
 
 /// The `ops` of a class with objects that outlived their module; no class is looked up by it.
 const ABANDONED: *mut Ops = ptr::without_provenance_mut(1);
+
+/// Returns the `ops` of a class that does not serve `ops` yet, because a thread looks whether the
+/// module is closed. Nothing is called by it.
+fn claimed(ops: *mut Ops) -> *mut Ops {
+    ops.map_addr(|addr| addr | CLAIMED)
+}
+
+const CLAIMED: usize = 2;
+const _: () = assert!(align_of::<Ops>() > CLAIMED);
+
+/// Returns whether `ops` can be called, if it is found after the caller has entered its class.
+fn is_callable(ops: *mut Ops) -> bool {
+    !ops.is_null() && ops != ABANDONED && ops.addr() & CLAIMED == 0
+}
 
 /// The first class of the list.
 static CLASSES: Atomic<*mut Class> = Atomic::new(ptr::null_mut());
@@ -187,19 +201,28 @@ impl Class {
                 if rcu::unload::is_closed(ops.cast()) {
                     return Err(ENODEV);
                 }
-                if let Some((class, is_new)) = Self::find(ops) {
-                    // `Full`: comes before the second look.
-                    class.live.fetch_add(1, Full);
+                if let Some(class) = Self::find(ops) {
+                    // Before the section ends, so that `close()` counts the object.
+                    class.live.add(1, Relaxed);
                     class.add_unkilled();
-                    // For the module's first class: either this sees that the module is closed, or
-                    // `module_going()`, which has marked it, sees the class.
-                    if !is_new || !rcu::unload::is_closed(ops.cast()) {
+                    return Ok(class);
+                }
+                if let Some(class) = Self::claim(ops) {
+                    class.live.add(1, Relaxed);
+                    class.add_unkilled();
+                    // For the module's first class: `claim()` and `mark_closed()` are both `Full`.
+                    // So either this sees that the module is closed, or `module_going()` sees the
+                    // class, and waits for this section.
+                    if !rcu::unload::is_closed(ops.cast()) {
+                        // INVARIANT: The module is there.
+                        //
+                        // `Release` pairs with the address dependency in `find()`.
+                        class.ops.store(ops, Release);
                         return Ok(class);
                     }
                     class.sub_unkilled();
-                    class.put();
-                    // If `module_going()` has seen the class, it closes the class.
-                    let _ = class.ops.cmpxchg(ops, ptr::null_mut(), Full);
+                    class.live.fetch_sub(1, Relaxed);
+                    class.ops.store(ptr::null_mut(), Release);
                     return Err(ENODEV);
                 }
             }
@@ -207,20 +230,21 @@ impl Class {
         }
     }
 
-    /// Returns the class that serves `ops`, or else a class that served no type and from now on
-    /// serves `ops`, and whether it is the latter.
-    fn find(ops: *mut Ops) -> Option<(&'static Self, bool)> {
-        let known = classes().find(|class| class.ops.load(Relaxed) == ops);
-        known.map(|class| (class, false)).or_else(|| {
-            let unused = classes().find(|class| {
-                // `Full` pairs with the `Release` store in `close()`. Two threads can come here
-                // with the same type. Then the type has two classes, which does no harm.
-                //
-                // INVARIANT: The caller has found that the module is not closed, and looks again.
-                class.ops.load(Relaxed).is_null()
-                    && class.ops.cmpxchg(ptr::null_mut(), ops, Full).is_ok()
-            });
-            unused.map(|class| (class, true))
+    /// Returns the class that serves `ops`.
+    fn find(ops: *mut Ops) -> Option<&'static Self> {
+        classes().find(|class| class.ops.load(Relaxed) == ops)
+    }
+
+    /// Returns a class that served no type and now is [`claimed`] for `ops`. Two threads can claim
+    /// two classes for the same type, which does no harm.
+    fn claim(ops: *mut Ops) -> Option<&'static Self> {
+        classes().find(|class| {
+            // `Full` pairs with the `Release` store in `close()`, and see `Class::get()`.
+            class.ops.load(Relaxed).is_null()
+                && class
+                    .ops
+                    .cmpxchg(ptr::null_mut(), claimed(ops), Full)
+                    .is_ok()
         })
     }
 
@@ -289,11 +313,11 @@ impl Class {
             // comes second and waits for us, or we find `CLOSED`, and do not delay it.
             match self.running.cmpxchg(old, old + 1, Acquire) {
                 Ok(_) => {
-                    // INVARIANT: Counted. If `ops` is none to be called, the value is dropped here.
+                    // INVARIANT: Counted. If `ops` is not callable, the value is dropped here.
                     let ops = self.ops.load(Relaxed);
                     let running = Running { class: self, ops };
                     // For messages, a thread may come here after its object is gone.
-                    return (!ops.is_null() && ops != ABANDONED).then_some(running);
+                    return is_callable(ops).then_some(running);
                 }
                 Err(found) => old = found,
             }
@@ -334,7 +358,7 @@ impl Class {
         // with the `Acquire` in `enter()`.
         self.ops.store(ABANDONED, Relaxed);
         self.running.store(0, Release);
-        // `Release` pairs with the `Acquire` in `find()`: the next user sees `running` without
+        // `Release` pairs with the `Full` in `claim()`: the next user sees `running` without
         // `CLOSED`.
         self.ops.store(ptr::null_mut(), Release);
     }
@@ -344,8 +368,8 @@ impl Class {
 ///
 /// # Invariants
 ///
-/// The thread is counted in the class's `running`, and found `ops` in the class after that, neither
-/// null nor [`ABANDONED`]. So `ops` is valid: [`Class::close`] has changed it before, or waits.
+/// The thread is counted in the class's `running`, and found `ops` in the class after that, and
+/// callable. So `ops` is valid: [`Class::close`] has changed it before, or waits.
 pub(super) struct Running<'a> {
     class: &'a Class,
     ops: *mut Ops,
@@ -393,8 +417,9 @@ pub unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
     let classes = || {
         classes().filter_map(|class| {
             let ops = class.ops.load(Relaxed);
+            let is_here = is_callable(ops) && memory.contains(ops.addr());
             // SAFETY: The operations lie in the module, which is still there.
-            (memory.contains(ops.addr())).then(|| (class, unsafe { &*ops }))
+            is_here.then(|| (class, unsafe { &*ops }))
         })
     };
 
@@ -408,10 +433,12 @@ pub unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
 
     // `Full`, before we look for callbacks and classes again: see `Class::get()`.
     rcu::unload::mark_closed(&memory);
-    // A callback may have made the first object.
-    let has_objects = classes().next().is_some();
+    // A callback may have made the first object, or be about to.
+    let has_objects =
+        self::classes().any(|class| memory.contains(class.ops.load(Relaxed).addr() & !CLAIMED));
     if has_objects {
-        // Threads in `Class::get()` count their objects before this returns.
+        // Threads in `Class::get()` count their objects before this returns, or see that the module
+        // is closed.
         //
         // SAFETY: By the context of this function, we can sleep.
         unsafe { bindings::synchronize_rcu() };

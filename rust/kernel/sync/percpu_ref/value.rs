@@ -8,8 +8,8 @@
 //!
 //! | range | values | meaning |
 //! |---|---|---|
-//! | closed | `0 ..= LIMIT` | this number of references, and the initial reference was put |
-//! | closing | `INITIAL ..= INITIAL + LIMIT` | this number of references, and the initial reference |
+//! | closed | `0 ..= LIMIT` | this many references, and the initial one was put |
+//! | closing | `INITIAL ..= INITIAL + LIMIT` | this many references, and the initial one |
 //! | saturated | about `SATURATED` | the number of references is not known |
 //! | open | `BIAS - LIMIT ..= BIAS + LIMIT` | some counters may not be added yet |
 //!

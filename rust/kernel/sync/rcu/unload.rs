@@ -86,6 +86,15 @@ impl ModuleMemory {
             .any(|&(base, size)| addr.wrapping_sub(base) < size)
     }
 
+    /// Returns whether the module has a page in the slot `number` of [`QUEUED`].
+    fn has_page(&self, number: usize) -> bool {
+        self.0.iter().any(|&(base, size)| {
+            // The ranges of a module begin at pages.
+            let first = base / bindings::PAGE_SIZE;
+            number.wrapping_sub(first) % SLOTS < size.div_ceil(bindings::PAGE_SIZE)
+        })
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         self.0.iter().any(|&(base, size)| {
             other.0.iter().any(|&(other_base, other_size)| {
@@ -105,31 +114,32 @@ static QUEUED: [Atomic<usize>; SLOTS] = [const { Atomic::new(0) }; SLOTS];
 const SLOTS: usize = 128;
 const MANY: usize = 1;
 
-/// Remembers that the callback `text` is queued. Returns `true` if that was not known before.
-fn set_queued(text: usize) -> bool {
+/// Remembers that the callback `text` is queued.
+fn set_queued(text: usize) {
     let page = text & !(bindings::PAGE_SIZE - 1);
     let slot = &QUEUED[page / bindings::PAGE_SIZE % SLOTS];
     let mut old = slot.load(Relaxed);
     while old != page && old != MANY {
         let new = if old == 0 { page } else { MANY };
-        // `Full`: comes before the second look in `may_queue()`.
-        match slot.cmpxchg(old, new, Full) {
-            Ok(_) => return true,
+        // `Relaxed`: `may_queue()` has a barrier.
+        match slot.cmpxchg(old, new, Relaxed) {
+            Ok(_) => return,
             Err(found) => old = found,
         }
     }
-    false
 }
 
-/// Returns the slots of callbacks that lie in `memory`, with what is in them.
+/// Returns the slots that may have a callback which lies in `memory`, with what is in them.
 fn slots_in(memory: &ModuleMemory) -> impl Iterator<Item = (&'static Atomic<usize>, usize)> + '_ {
-    QUEUED
-        .iter()
-        .map(|slot| (slot, slot.load(Relaxed)))
-        .filter(|&(_, page)| {
-            // The ranges of a module begin at pages.
-            page == MANY || page != 0 && memory.contains(page)
-        })
+    QUEUED.iter().enumerate().filter_map(|(number, slot)| {
+        let page = slot.load(Relaxed);
+        let is_in = match page {
+            0 => false,
+            MANY => memory.has_page(number),
+            page => memory.contains(page),
+        };
+        is_in.then_some((slot, page))
+    })
 }
 
 /// Returns whether a module may have queued callbacks. It is `true` for a module that has, and
@@ -141,14 +151,15 @@ pub(crate) fn has_queued(memory: &ModuleMemory) -> bool {
 /// Returns whether the callback `text` can be queued. If so, [`module_going`] waits for the
 /// caller's RCU read-side critical section, and for the callback.
 pub(super) fn may_queue(text: *const c_void) -> bool {
-    // The second look is for the first callback in a page. Both this and `module_going()` write,
-    // then read what the other one has written, fully ordered. So either this sees that the module
-    // is closed, or `module_going()` sees that it has queued a callback, and waits.
-    if is_closed(text) {
-        return false;
-    }
-    let is_first = set_queued(text.addr());
-    !is_first || !is_closed(text)
+    set_queued(text.addr());
+    // Pairs with the `Full` in `mark_closed()`: each thread that queues a callback has written, or
+    // has seen, the page of the callback, and then reads the list. The closing thread writes the
+    // list and then reads the slots. So either this sees that the module is closed, or the closing
+    // thread sees the page, and waits.
+    //
+    // SAFETY: Can be called from any context.
+    unsafe { bindings::smp_mb() };
+    !is_closed(text)
 }
 
 /// A module that cannot begin anything new.
