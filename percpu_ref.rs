@@ -59,6 +59,7 @@ mod library {
             #[doc(hidden)]
             pub mod unload;
 
+            pub(crate) use callback::impl_rcu_pointer;
             pub use callback::{
                 call,
                 call_hurry,

@@ -79,6 +79,7 @@ use crate::{
         },
         rcu::{
             self,
+            impl_rcu_pointer,
             RcuHead,
             RcuPointer, //
         },
@@ -783,28 +784,13 @@ struct Remains(NonNull<Count>);
 // SAFETY: The memory may be freed on any thread.
 unsafe impl Send for Remains {}
 
-// SAFETY: The memory does not move. By the invariants of `Count`, its head belongs to the one that
-// dropped the last hold.
-unsafe impl RcuPointer for Remains {
-    fn into_head(self) -> NonNull<RcuHead> {
-        // SAFETY: By the type invariant, the memory is there. The address of a field is not null.
-        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).rcu) }
-    }
-
-    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
-        // SAFETY: By the safety requirements of this function, `head` is the field of a count.
-        let this = unsafe { container_of!(head.as_ptr(), Count, rcu) };
-
-        // INVARIANT: `into_head` gave up the ownership.
-        //
-        // SAFETY: The address of a count is not null.
-        Self(unsafe { NonNull::new_unchecked(this) })
-    }
-
-    fn run(self) {
+impl_rcu_pointer! {
+    // SAFETY: By the type invariant, the memory is there, and does not move. By the invariants of
+    // `Count`, its head belongs to the one that dropped the last hold.
+    unsafe impl RcuPointer for Remains(Count, rcu), |Remains(this): Remains| {
         // SAFETY: By the type invariant, the memory is ours. The grace period waited for the
         // readers.
-        unsafe { Count::free(self.0) };
+        unsafe { Count::free(this) };
     }
 }
 

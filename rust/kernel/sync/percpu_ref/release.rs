@@ -12,7 +12,8 @@
 
 use super::{
     count::Count,
-    unload::Class, //
+    unload::Class,
+    wait::key_ptr, //
 };
 use crate::{
     bindings,
@@ -20,14 +21,11 @@ use crate::{
     error::from_err_ptr,
     prelude::*,
     static_lock_class,
-    sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Relaxed,
-            Release, //
-        },
-        LockClassKey, //
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Relaxed,
+        Release, //
     },
     time::{
         delay::fsleep,
@@ -73,10 +71,6 @@ pub(super) struct Releases {
     map: Opaque<bindings::lockdep_map>,
 }
 
-fn key_ptr(key: Pin<&'static LockClassKey>) -> *mut bindings::lock_class_key {
-    ptr::from_ref(key.get_ref()).cast_mut().cast()
-}
-
 impl Releases {
     /// Creates an empty list.
     pub(super) fn new() -> impl PinInit<Self> {
@@ -112,7 +106,7 @@ impl Releases {
         loop {
             // SAFETY: By the safety requirements of this function, `link` is unused.
             unsafe { (*link.as_ptr()).next.get().write(first) };
-            // `Release` pairs with the `Acquire` in `spawn()`.
+            // `Release` pairs with the `Acquire` in `take()`.
             match self.pending.cmpxchg(first, link.as_ptr(), Release) {
                 Ok(_) => break,
                 Err(found) => first = found,

@@ -76,7 +76,6 @@ use super::{
 };
 use crate::{
     bindings,
-    container_of,
     do_once_lite,
     prelude::*,
     sync::{
@@ -88,6 +87,7 @@ use crate::{
         },
         rcu::{
             self,
+            impl_rcu_pointer,
             RcuHead,
             RcuPointer, //
         }, //
@@ -681,27 +681,16 @@ struct Callback(NonNull<Count>);
 // SAFETY: A reference may be put on any thread.
 unsafe impl Send for Callback {}
 
-// SAFETY: By the type invariant, the object is pinned and alive. By the invariants of `Count`, its
-// `rcu` belongs to the owner of `BUSY`.
-unsafe impl RcuPointer for Callback {
-    fn into_head(self) -> NonNull<RcuHead> {
-        // SAFETY: By the type invariant, the object is alive. The address of a field is not null.
-        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).rcu) }
-    }
+impl_rcu_pointer! {
+    // SAFETY: By the type invariant, the object is pinned and alive. By the invariants of `Count`,
+    // its `rcu` belongs to the owner of `BUSY`.
+    unsafe impl RcuPointer for Callback(Count, rcu), Callback::complete
+}
 
-    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
-        // SAFETY: By the safety requirements of this function, `head` is the field of a count.
-        let this = unsafe { container_of!(head.as_ptr(), Count, rcu) };
-
-        // INVARIANT: `into_head` gave up the ownership.
-        //
-        // SAFETY: The address of a count is not null.
-        Self(unsafe { NonNull::new_unchecked(this) })
-    }
-
-    /// All CPUs see the flag: takes the count from the CPUs to the atomic.
+impl Callback {
+    /// Takes the count from the CPUs to the atomic: all CPUs see the flag.
     #[doc(alias("percpu_ref_switch_to_atomic_rcu", "percpu_ref_kill_rcu"))]
-    fn run(self) {
+    fn complete(self) {
         let this = self.0;
         // SAFETY: By the type invariant, the object is alive until `finish()`.
         let (word, atomic, state, handover): (_, _, _, &Atomic<u32>) = unsafe {

@@ -409,9 +409,8 @@ pub const TIMEOUT: Delta = Delta::from_secs(10);
 pub unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
     // SAFETY: By the safety requirements of this function, `module` is valid.
     let memory = unsafe { ModuleMemory::of(module) };
-    // SAFETY: By the safety requirements of this function, `module` is valid. Its name ends with a
-    // null.
-    let name = unsafe { CStr::from_char_ptr((&raw const (*module).name).cast()) };
+    // SAFETY: By the safety requirements of this function, `module` is valid.
+    let name = unsafe { rcu::unload::name_of(module) };
 
     // The classes of this module, each with its operations.
     let classes = || {

@@ -15,9 +15,12 @@ use crate::{
     bindings,
     prelude::*,
     static_lock_class,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        LockClassKey, //
     },
     task::might_sleep,
     time::{
@@ -59,13 +62,16 @@ pub(super) enum Until {
     Killed,
 }
 
+/// Returns the pointer that C takes for a lock class.
+pub(super) fn key_ptr(key: Pin<&'static LockClassKey>) -> *mut bindings::lock_class_key {
+    ptr::from_ref(key.get_ref()).cast_mut().cast()
+}
+
 impl WaitQueue {
     /// Creates an empty queue.
     pub(super) fn new() -> impl PinInit<Self> {
         let name = c"percpu_ref_wait".as_char_ptr();
-        let key = ptr::from_ref(static_lock_class!().get_ref())
-            .cast_mut()
-            .cast();
+        let key = key_ptr(static_lock_class!());
         pin_init!(Self {
             lock <- Opaque::ffi_init(move |lock| {
                 // SAFETY: `lock` is valid for writes, and pinned. The key is static.

@@ -103,6 +103,39 @@ pub unsafe trait RcuPointer: Send + Sized + 'static {
     fn run(self);
 }
 
+/// Implements [`RcuPointer`] for `$pointer`, a structure that has a `NonNull<$object>` and nothing
+/// else. `$object` has an [`RcuHead`] in its field `$head`.
+///
+/// The comment at the use of this must argue for the safety requirements of [`RcuPointer`], and
+/// that the object is valid as long as there is a `$pointer`.
+macro_rules! impl_rcu_pointer {
+    (unsafe impl RcuPointer for $pointer:ident($object:ty, $head:ident), $run:expr) => {
+        // SAFETY: By the argument at the use of this macro.
+        unsafe impl RcuPointer for $pointer {
+            fn into_head(self) -> NonNull<RcuHead> {
+                // SAFETY: By the argument at the use of this macro, the object is valid. The
+                // address of a field is not null.
+                unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).$head) }
+            }
+
+            unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
+                // SAFETY: By the safety requirements of this function, `head` is the field of an
+                // object. The address of an object is not null.
+                let object = unsafe {
+                    NonNull::new_unchecked($crate::container_of!(head.as_ptr(), $object, $head))
+                };
+                // INVARIANT: `into_head()` gave up the value for this object.
+                Self(object)
+            }
+
+            fn run(self) {
+                $run(self)
+            }
+        }
+    };
+}
+pub(crate) use impl_rcu_pointer;
+
 /// Queues [`RcuPointer::run`] to run after a grace period. The system may delay the grace period.
 ///
 /// The callback sees what the caller wrote before, and what was done in read-side critical sections

@@ -11,12 +11,13 @@
 
 use super::{
     call_hurry,
+    impl_rcu_pointer,
     RcuHead,
     RcuPointer, //
 };
 use crate::{
     alloc::flags::GFP_KERNEL,
-    bindings, container_of,
+    bindings,
     prelude::*,
     sync::{
         atomic::{
@@ -102,6 +103,28 @@ impl ModuleMemory {
             })
         })
     }
+}
+
+/// Returns the name of a module.
+///
+/// # Safety
+///
+/// `module` must be valid for `'a`.
+#[cfg(CONFIG_MODULES)]
+pub(crate) unsafe fn name_of<'a>(module: *const bindings::module) -> &'a CStr {
+    // SAFETY: By the safety requirements of this function, `module` is valid. Its name ends with a
+    // null.
+    unsafe { CStr::from_char_ptr((&raw const (*module).name).cast()) }
+}
+
+/// Returns the name of a module in a kernel that has no modules.
+///
+/// # Safety
+///
+/// None.
+#[cfg(not(CONFIG_MODULES))]
+pub(crate) unsafe fn name_of<'a>(_module: *const bindings::module) -> &'a CStr {
+    c""
 }
 
 /// The pages with the code of callbacks that were queued, each in the slot of its number.
@@ -359,29 +382,13 @@ struct Opened(NonNull<Closed>);
 // SAFETY: The state can be changed on any thread.
 unsafe impl Send for Opened {}
 
-// SAFETY: The entry does not move. By the type invariant, there is one value for it, so its head is
-// used once at a time.
-unsafe impl RcuPointer for Opened {
-    fn into_head(self) -> NonNull<RcuHead> {
-        // SAFETY: Entries are not freed while the library is in use. The address of a field is not
-        // null.
-        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).head) }
-    }
-
-    unsafe fn from_head(head: NonNull<RcuHead>) -> Self {
-        // SAFETY: By the safety requirements of this function, `head` is the field of an entry.
-        let entry = unsafe { container_of!(head.as_ptr(), Closed, head) };
-
-        // INVARIANT: `into_head()` gave up the value for this entry.
-        //
-        // SAFETY: The address of an entry is not null.
-        Self(unsafe { NonNull::new_unchecked(entry) })
-    }
-
-    fn run(self) {
+impl_rcu_pointer! {
+    // SAFETY: Entries are not freed while the library is in use, and do not move. By the type
+    // invariant, there is one value for an entry, so its head is used once at a time.
+    unsafe impl RcuPointer for Opened(Closed, head), |Opened(entry): Opened| {
         // `Full` pairs with the `Acquire` in `claim()`.
         //
         // SAFETY: Entries are not freed while the library is in use.
-        unsafe { self.0.as_ref() }.state.xchg(FREE, Full);
+        unsafe { entry.as_ref() }.state.xchg(FREE, Full);
     }
 }
