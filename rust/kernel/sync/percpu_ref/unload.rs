@@ -197,8 +197,8 @@ impl Class {
             {
                 // `module_going()` waits for this critical section before it closes a class that it
                 // finds.
-                let _guard = rcu::read_lock();
-                if rcu::unload::is_closed(ops.cast()) {
+                let section = rcu::read_lock();
+                if rcu::unload::is_closed(ops.cast(), &section) {
                     return Err(ENODEV);
                 }
                 if let Some(class) = Self::find(ops) {
@@ -213,7 +213,7 @@ impl Class {
                     // For the module's first class: `claim()` and `mark_closed()` are both `Full`.
                     // So either this sees that the module is closed, or `module_going()` sees the
                     // class, and waits for this section.
-                    if !rcu::unload::is_closed(ops.cast()) {
+                    if !rcu::unload::is_closed(ops.cast(), &section) {
                         // INVARIANT: The module is there.
                         //
                         // `Release` pairs with the address dependency in `find()`.

@@ -167,10 +167,10 @@ fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
     // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or
     // `synchronize_rcu()` there waits for this critical section, and the `rcu_barrier()` after it
     // for our callback.
-    let _guard = read_lock();
+    let section = read_lock();
 
     let callback: unsafe extern "C" fn(*mut bindings::callback_head) = run_callback::<P>;
-    if !unload::may_queue(callback as *const c_void) {
+    if !unload::may_queue(callback as *const c_void, &section) {
         pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
         core::mem::forget(pointer);
         return;

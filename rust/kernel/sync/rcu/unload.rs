@@ -26,7 +26,10 @@ use crate::{
             Full,
             Relaxed, //
         },
-        rcu::read_lock, //
+        rcu::{
+            read_lock,
+            Guard, //
+        }, //
     },
     time::{
         delay::fsleep,
@@ -171,9 +174,9 @@ pub(crate) fn has_queued(memory: &ModuleMemory) -> bool {
     slots_in(memory).next().is_some()
 }
 
-/// Returns whether the callback `text` can be queued. If so, [`module_going`] waits for the
-/// caller's RCU read-side critical section, and for the callback.
-pub(super) fn may_queue(text: *const c_void) -> bool {
+/// Returns whether the callback `text` can be queued. If so, [`module_going`] waits for this
+/// critical section, and for the callback.
+pub(super) fn may_queue(text: *const c_void, section: &Guard) -> bool {
     set_queued(text.addr());
     // Pairs with the `Full` in `mark_closed()`: each thread that queues a callback has written, or
     // has seen, the page of the callback, and then reads the list. The closing thread writes the
@@ -182,7 +185,7 @@ pub(super) fn may_queue(text: *const c_void) -> bool {
     //
     // SAFETY: Can be called from any context.
     unsafe { bindings::smp_mb() };
-    !is_closed(text)
+    !is_closed(text, section)
 }
 
 /// A module that cannot begin anything new.
@@ -231,10 +234,8 @@ fn entries() -> impl Iterator<Item = &'static Closed> {
     })
 }
 
-/// Returns the entries of closed modules.
-///
-/// The caller must be in an RCU read-side critical section, and must not use the memory after it.
-fn closed() -> impl Iterator<Item = (&'static Closed, &'static ModuleMemory)> {
+/// Returns the entries of closed modules, whose memory can be used in this critical section.
+fn closed(_section: &Guard) -> impl Iterator<Item = (&'static Closed, &ModuleMemory)> {
     entries()
         // `Acquire` pairs with the `Full` in `mark_closed()`: the memory is that of the module.
         .filter(|entry| entry.state.load(Acquire) == CLOSED)
@@ -244,9 +245,8 @@ fn closed() -> impl Iterator<Item = (&'static Closed, &'static ModuleMemory)> {
 }
 
 /// Returns whether `text` lies in a module that must not begin anything.
-pub(crate) fn is_closed(text: *const c_void) -> bool {
-    let _guard = read_lock();
-    closed().any(|(_, memory)| memory.contains(text.addr()))
+pub(crate) fn is_closed(text: *const c_void, section: &Guard) -> bool {
+    closed(section).any(|(_, memory)| memory.contains(text.addr()))
 }
 
 /// Returns an unused entry, in the state [`CLAIMED`].
@@ -329,8 +329,8 @@ pub unsafe fn module_coming(module: *const bindings::module) {
     // SAFETY: By the safety requirements of this function, `module` is valid.
     let memory = unsafe { ModuleMemory::of(module) };
 
-    let _guard = read_lock();
-    for (entry, _) in closed().filter(|(_, closed)| closed.overlaps(&memory)) {
+    let section = read_lock();
+    for (entry, _) in closed(&section).filter(|(_, closed)| closed.overlaps(&memory)) {
         if entry.state.cmpxchg(CLOSED, OPENED, Full).is_ok() {
             // INVARIANT: We have changed the state to `OPENED`.
             call_hurry(Opened(NonNull::from(entry)));
