@@ -12,7 +12,6 @@
 
 use super::{
     count::Count,
-    unload::Class,
     wait::key_ptr, //
 };
 use crate::{
@@ -236,7 +235,7 @@ unsafe extern "C" fn release_thread(link: *mut c_void) -> c_int {
 ///
 /// Sleeps, so must be called from process context.
 #[cfg(MODULE)]
-pub(super) fn stop(classes: impl Iterator<Item = &'static Class>) {
+pub(super) fn stop(classes: impl Iterator<Item = &'static super::unload::Class>) {
     while THREADS.load(Acquire) != 0 {
         fsleep(Delta::from_millis(1));
     }
