@@ -54,6 +54,7 @@ test:
 
 test-all:
 	@scripts/test all $(TARGETS)
+	@scripts/series
 
 shell:
 	@scripts/boot shell $(or $(firstword $(TARGETS)),amd64)
@@ -87,9 +88,9 @@ rust-analyzer:
 help:
 	@echo 'make run              boot a kernel with the modules, from nothing; needs Debian and root'
 	@echo 'make test             all tests, on all targets'
-	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-all TARGETS=...'
+	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-all: series, too'
 	@echo 'make kunit            the same cases, in the kernel crate: UML, and QEMU; or ARCHS="..."'
-	@echo 'make series           builds the kernel after each patch of the series, in half an hour'
+	@echo 'make series           builds the kernel after each patch of the series, in ten minutes'
 	@echo 'make torture          everything at once, for SECONDS=60, on amd64 or on TARGETS="..."'
 	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
 	@echo 'make shell            a shell in the guest, on amd64 or on TARGETS=...'
