@@ -66,6 +66,8 @@ mod kthread;
 mod modes;
 #[path = "tests/cases/oracle.rs"]
 mod oracle;
+#[path = "tests/cases/per_cpu.rs"]
+mod per_cpu;
 #[path = "tests/cases/references.rs"]
 mod references;
 
@@ -75,6 +77,7 @@ use self::{
     history::*,
     modes::*,
     oracle::*,
+    per_cpu::*,
     references::*, //
 };
 use kthread::{
@@ -180,11 +183,14 @@ type Case = fn() -> Result<Outcome>;
 
 suite!(CASES = percpu_ref [
     long_wait_begins,
-    percpu_local_operations,
     percpu_local_as_in_c,
     percpu_local_on_each_cpu,
     preempt_guard_as_in_c,
     preempt_guards_have_a_bound,
+    percpu_bool_and_pointer,
+    percpu_static,
+    percpu_locks,
+    percpu_iter_mut,
     percpu_values,
     percpu_init_rolls_back,
     percpu_no_memory,
@@ -560,308 +566,6 @@ struct Huge {
 
 impl RcuCallback for Huge {}
 impl Counted for Huge {}
-
-//
-// percpu.rs
-//
-
-/// Every operation at every width, against the arithmetic of Rust's integers.
-fn percpu_local_operations() -> Result<Outcome> {
-    macro_rules! operations {
-        ($($int:ty)*) => {$({
-            let local = PerCpu::<Local<$int>>::zeroed(GFP_KERNEL)?;
-            // A row of operations is to find the same CPU.
-            let guard = PreemptGuard::new();
-            let start: $int = <$int>::MAX - 1;
-
-            check!(local.read() == 0);
-            local.write(start);
-            check!(local.read() == start);
-            local.inc();
-            check!(local.read() == <$int>::MAX);
-            local.inc();
-            check!(local.read() == <$int>::MIN);
-            local.dec();
-            check!(local.read() == <$int>::MAX);
-            local.add(3);
-            check!(local.read() == <$int>::MIN.wrapping_add(2));
-            local.sub(5);
-            check!(local.read() == <$int>::MAX - 2);
-            check!(local.add_return(2) == <$int>::MAX);
-            check!(local.read() == <$int>::MAX);
-            check!(local.xchg(7) == <$int>::MAX);
-            check!(local.cmpxchg(6, 1) == Err(7));
-            check!(local.read() == 7);
-            check!(local.cmpxchg(7, 1) == Ok(7));
-            check!(local.read() == 1);
-            check!(local.sum() == 1);
-            drop(guard);
-        })*};
-    }
-
-    operations!(u8 i8 u16 i16 u32 i32 u64 i64 usize isize);
-    Ok(Passed)
-}
-
-extern "C" {
-    fn percpu_ref_test_this_cpu(bits: c_uint, op: c_uint, a: u64, b: u64) -> u64;
-}
-
-/// Rows of every operation, at every width, on the same numbers as in C: what is returned and what
-/// is left must be the same.
-#[allow(clippy::cast_lossless)] // What is a plain cast for one type is none for another.
-fn percpu_local_as_in_c() -> Result<Outcome> {
-    macro_rules! compare {
-        ($($int:ident)*) => {$({
-            let local = PerCpu::<Local<$int>>::zeroed(GFP_KERNEL)?;
-            // SAFETY: Has no requirements.
-            let c = |op, a: $int, b: $int| unsafe {
-                percpu_ref_test_this_cpu($int::BITS, op, a as u64, b as u64) as $int
-            };
-            // As in the generator of Knuth's MMIX.
-            let mut seed = 1u64;
-            let mut number = || {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                match seed >> 61 {
-                    0 => 0,
-                    1 => $int::MAX,
-                    2 => $int::MIN,
-                    _ => (seed >> 16) as $int,
-                }
-            };
-
-            // Both are to find the same CPU all the time.
-            let guard = PreemptGuard::new();
-            for _ in 0..100 {
-                let (a, b, d) = (number(), number(), number());
-                local.write(a);
-                c(0, a, 0);
-                check!(local.read() == c(1, 0, 0));
-                local.add(b);
-                c(2, b, 0);
-                check!(local.read() == c(1, 0, 0));
-                local.sub(d);
-                c(3, d, 0);
-                check!(local.read() == c(1, 0, 0));
-                local.inc();
-                c(4, 0, 0);
-                check!(local.read() == c(1, 0, 0));
-                local.dec();
-                local.dec();
-                c(5, 0, 0);
-                c(5, 0, 0);
-                check!(local.add_return(a) == c(6, a, 0));
-                check!(local.xchg(d) == c(7, d, 0));
-                let expected = if b % 2 == 0 { d } else { a };
-                let found = local.cmpxchg(expected, b).unwrap_or_else(|found| found);
-                check!(found == c(8, expected, b));
-                check!(local.read() == c(1, 0, 0));
-            }
-            drop(guard);
-        })*};
-    }
-
-    compare!(u8 i8 u16 i16 u32 i32 u64 i64 usize isize);
-    Ok(Passed)
-}
-
-extern "C" {
-    fn percpu_ref_test_preempt_count() -> c_uint;
-    fn percpu_ref_test_set_need_resched();
-    fn percpu_ref_test_need_resched() -> bool;
-    fn percpu_ref_test_c_reschedules() -> bool;
-}
-
-/// The guard moves the count that C reads by one, and lets another task run if that was due. So do
-/// a get and a put.
-fn preempt_guard_as_in_c() -> Result<Outcome> {
-    if !cfg!(CONFIG_PREEMPT_COUNT) {
-        return Ok(Skipped("this kernel does not count"));
-    }
-    // SAFETY: Has no requirements.
-    let count = || unsafe { percpu_ref_test_preempt_count() };
-    let before = count();
-    let guard = PreemptGuard::new();
-    check!(count() == before + 1);
-    let inner = PreemptGuard::new();
-    check!(count() == before + 2);
-    drop(inner);
-    check!(count() == before + 1);
-    drop(guard);
-    check!(count() == before);
-
-    let (thing, _) = Thing::shared()?;
-    let (mut by_c, mut by_guard, mut by_get, mut by_put) = (0, 0, 0, 0);
-    for _ in 0..100 {
-        // SAFETY: In all of these: to be rescheduled does no harm.
-        let is_done = |run: &mut dyn FnMut()| unsafe {
-            percpu_ref_test_set_need_resched();
-            run();
-            u32::from(!percpu_ref_test_need_resched())
-        };
-        // SAFETY: As above.
-        by_c += u32::from(unsafe { percpu_ref_test_c_reschedules() });
-        by_guard += is_done(&mut || drop(PreemptGuard::new()));
-        let mut guard = None;
-        by_get += is_done(&mut || guard = thing.try_get());
-        by_put += is_done(&mut || drop(guard.take()));
-    }
-    pr_info!("        # rescheduled {by_c} {by_guard} {by_get} {by_put} of 100 times\n");
-    if by_c == 0 {
-        return Ok(Skipped("this kernel does not preempt"));
-    }
-    // The timer may ask for it again at once.
-    check!(by_c > 80 && by_guard > 80 && by_get > 80 && by_put > 80);
-    check!(count() == before);
-    Ok(Passed)
-}
-
-/// Safe code can disable preemption to a depth far below the kernel's limit, and RCU waits for it
-/// there.
-fn preempt_guards_have_a_bound() -> Result<Outcome> {
-    let (thing, events) = Thing::shared()?;
-    let (callback, ran) = Callback::new(0)?;
-    let most = PreemptGuard::MAX_DEPTH as usize;
-    let mut guards = KVec::with_capacity(most + 1, GFP_KERNEL)?;
-    // SAFETY: Has no requirements.
-    let before = unsafe { percpu_ref_test_preempt_count() } as usize;
-
-    for _ in 0..=most {
-        let Some(guard) = PreemptGuard::try_new() else {
-            break;
-        };
-        // There is room for it.
-        guards.push(guard, GFP_ATOMIC)?;
-    }
-    let depth = guards.len();
-    // A reference can be got at any depth.
-    let guard = thing.try_get();
-    callback.call_hurry();
-    let start = Instant::<Monotonic>::now();
-    let mut early = false;
-    while start.elapsed() < Delta::from_millis(40) {
-        early |= ran.confirmed.get() != 0;
-    }
-    drop(guards);
-
-    check!(guard.is_some_and(|guard| guard.is_alive()));
-    wait_for(|| ran.confirmed.get() == 1)?;
-    check!(PreemptGuard::try_new().is_some());
-    drop(thing);
-    check_end(&events, 0, 1)?;
-    if !cfg!(CONFIG_PREEMPT_COUNT) {
-        return Ok(Skipped("this kernel does not count"));
-    }
-    check!(!early);
-    // Half of what `PREEMPT_MASK` holds.
-    check!(most < 128);
-    check!(depth == most - before);
-    Ok(Passed)
-}
-
-/// Each CPU changes its own integer and no other.
-fn percpu_local_on_each_cpu() -> Result<Outcome> {
-    let local = Arc::new(PerCpu::<Local<u64>>::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
-    let mut sum = 0;
-
-    for cpu in online_cpus() {
-        let amount = u64::from(cpu.as_u32()) + 1;
-        let on_that = local.clone();
-        on_cpu(cpu, move || {
-            for _ in 0..1000 {
-                on_that.add(amount);
-            }
-        })?;
-        check!(local.read_cpu(cpu) == Some(1000 * amount));
-        sum += 1000 * amount;
-    }
-    check!(local.sum() == sum);
-    Ok(Passed)
-}
-
-/// Values that are no integers: each CPU has the one made for it, and any CPU can see it.
-fn percpu_values() -> Result<Outcome> {
-    let values = PerCpu::new(|cpu| (cpu.as_u32(), Atomic::new(0i32)), GFP_KERNEL)?;
-    let values = Arc::new(values, GFP_KERNEL)?;
-
-    check!(values.iter().count() == possible_cpus().count());
-    for cpu in online_cpus() {
-        let on_that = values.clone();
-        let own = on_cpu(cpu, move || {
-            let guard = PreemptGuard::new();
-            let (number, hits) = on_that.get(&guard);
-            hits.add(1, Relaxed);
-            *number
-        })?;
-        check!(own == cpu.as_u32());
-        check!(values.get_cpu(cpu).is_some_and(|v| v.1.load(Relaxed) == 1));
-    }
-    check!(values.iter().all(|(cpu, value)| value.0 == cpu.as_u32()));
-    Ok(Passed)
-}
-
-/// Counts itself, for the cases about per-CPU values that are dropped.
-struct Tally(Arc<Atomic<i32>>);
-
-impl Tally {
-    fn new(tally: &Arc<Atomic<i32>>) -> Self {
-        tally.add(1, Relaxed);
-        Self(tally.clone())
-    }
-}
-
-impl Drop for Tally {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-fn percpu_init_rolls_back() -> Result<Outcome> {
-    let tally = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-    let cpus = possible_cpus().count() as i32;
-
-    // All succeed: one value for each CPU, dropped with the whole.
-    let values = PerCpu::new(|_| Tally::new(&tally), GFP_KERNEL)?;
-    check!(tally.load(Relaxed) == cpus);
-    drop(values);
-    check!(tally.load(Relaxed) == 0);
-
-    // The last one fails: the others are dropped, and the error is passed on.
-    let mut made = 0;
-    let values = PerCpu::<Tally>::new(
-        |_| {
-            made += 1;
-            if made == cpus {
-                return Err(EBUSY);
-            }
-            Ok(Tally::new(&tally))
-        },
-        GFP_KERNEL,
-    );
-    check!(values.err() == Some(EBUSY));
-    check!(made == cpus);
-    check!(tally.load(Relaxed) == 0);
-    Ok(Passed)
-}
-
-/// Allocations that may not block soon find no memory: few pages are kept for them.
-fn percpu_no_memory() -> Result<Outcome> {
-    let mut taken = KVec::with_capacity(256, GFP_KERNEL)?;
-    let mut error = None;
-
-    while error.is_none() && taken.len() < taken.capacity() {
-        let large = PerCpu::<[u8; 32 << 10]>::new(|_| init_zeroed(), GFP_NOWAIT | __GFP_NOWARN);
-        match large {
-            Ok(large) => taken.push(large, GFP_KERNEL)?,
-            Err(e) => error = Some(e),
-        }
-    }
-    check!(error == Some(ENOMEM));
-    drop(taken);
-    // It was not for good.
-    PerCpu::<Local<u32>>::zeroed(GFP_KERNEL)?;
-    Ok(Passed)
-}
 
 //
 // rcu.rs

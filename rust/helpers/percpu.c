@@ -8,6 +8,11 @@ __rust_helper bool rust_helper_cpu_possible(unsigned int cpu)
 	return cpu_possible(cpu);
 }
 
+__rust_helper bool rust_helper_cpu_online(unsigned int cpu)
+{
+	return cpu_online(cpu);
+}
+
 __rust_helper void __percpu *rust_helper___alloc_percpu_gfp(size_t size, size_t align, gfp_t gfp)
 {
 	return __alloc_percpu_gfp(size, align, gfp);
@@ -35,6 +40,14 @@ __rust_helper void rust_helper_this_cpu_write_##type(type __percpu *ptr, type va
 __rust_helper void rust_helper_this_cpu_add_##type(type __percpu *ptr, type val)	\
 {											\
 	this_cpu_add(*ptr, val);							\
+}											\
+__rust_helper void rust_helper_this_cpu_and_##type(type __percpu *ptr, type val)	\
+{											\
+	this_cpu_and(*ptr, val);							\
+}											\
+__rust_helper void rust_helper_this_cpu_or_##type(type __percpu *ptr, type val)		\
+{											\
+	this_cpu_or(*ptr, val);								\
 }											\
 __rust_helper type rust_helper_this_cpu_add_return_##type(type __percpu *ptr, type val) \
 {											\

@@ -5,14 +5,24 @@
 //! A [`PerCpu<T>`] is one `T` for each possible CPU. The CPUs' copies lie in different cache lines,
 //! so a CPU that works on its own copy disturbs no other CPU.
 //!
-//! There are two ways to use a [`PerCpu`]:
+//! A [`PerCpuVar<T>`] is how such memory is used, whether it was allocated as a [`PerCpu<T>`], is a
+//! static variable ([`define_per_cpu!`](crate::define_per_cpu),
+//! [`declare_per_cpu!`](crate::declare_per_cpu)), or is a field or an element of either of them
+//! ([`PerCpuVar::project`], [`PerCpuVar::element`]):
 //!
-//! - [`PerCpu<Local<I>>`](Local), for an integer `I`, has the `this_cpu` operations. Each operation
-//!   acts on the copy of the CPU that it runs on, and is atomic with respect to preemption and to
-//!   interrupts on that CPU. No guard is needed.
-//! - [`PerCpu<T>`] for any other `T` hands out `&T`: the local CPU's copy by [`PerCpu::get`] while
-//!   a [`PreemptGuard`] is held, and any CPU's copy by [`PerCpu::get_cpu`]. Both require `T: Sync`,
+//! - [`PerCpuVar<Local<V>>`](Local), for an integer, `bool`, or pointer `V`, has the `this_cpu`
+//!   operations. Each operation acts on the copy of the CPU that it runs on, and is atomic with
+//!   respect to preemption and to interrupts on that CPU. No guard is needed. On x86-64 an
+//!   operation is one instruction, as in C.
+//! - [`PerCpuVar<T>`] for any other `T` hands out `&T`: the local CPU's copy by [`PerCpuVar::get`]
+//!   while a [`PreemptGuard`](crate::preempt::PreemptGuard) is held, and any CPU's copy by
+//!   [`PerCpuVar::get_cpu`], which is also right for values with locks. Both require `T: Sync`,
 //!   because an interrupt on this CPU or code on another CPU can hold the same reference.
+//!
+//! There is no exclusive access to a value that is not `Sync`, even with interrupts disabled. The
+//! kernel's token for that, `LocalInterruptDisabled`, is a shared reference, so it does not exclude
+//! a second access in the same function; and its invariant says nothing of kernels that do not
+//! preempt.
 //!
 //! A CPU that is offline keeps its copy, and the value in it.
 //!
@@ -30,7 +40,6 @@ use crate::{
         CpuId, //
     },
     fmt,
-    preempt::PreemptGuard,
     prelude::*, //
 };
 use core::{
@@ -40,15 +49,32 @@ use core::{
         ManuallyDrop,
         MaybeUninit, //
     },
+    ops::Deref,
     ptr::NonNull, //
 };
 
 mod arch;
 mod local;
+mod this_cpu;
+mod var;
 
 pub use local::{
     Integer,
-    Local, //
+    Local,
+    Primitive,
+    Untorn, //
+};
+#[doc(hidden)]
+pub use this_cpu::ThisCpu;
+#[doc(hidden)]
+pub use var::Template;
+pub use var::{
+    At,
+    Field,
+    Offset,
+    PerCpuVar,
+    Plus,
+    Projection, //
 };
 
 /// Returns the possible CPUs: those that a [`PerCpu`] has a copy for, online or not.
@@ -63,22 +89,41 @@ pub fn possible_cpus() -> impl Iterator<Item = CpuId> {
         .filter(|&cpu| is_possible(cpu))
 }
 
+/// Returns the CPUs that are online.
+///
+/// The CPUs are not a snapshot: during the iteration a CPU can go offline, or come online and be
+/// left out. A CPU that is offline keeps its copy, so sums go over [`possible_cpus`].
+///
+/// # Context
+///
+/// Can be called from any context.
+#[doc(alias = "for_each_online_cpu")]
+pub fn online_cpus() -> impl Iterator<Item = CpuId> {
+    (0..nr_cpu_ids())
+        .filter_map(CpuId::from_u32)
+        // SAFETY: A `CpuId` is below `nr_cpu_ids`, which is all that `cpu_online()` asks for.
+        .filter(|cpu| unsafe { bindings::cpu_online(cpu.as_u32()) })
+}
+
 /// Returns whether `cpu` is possible.
+#[inline]
 fn is_possible(cpu: CpuId) -> bool {
     // SAFETY: A `CpuId` is below `nr_cpu_ids`, which is all that `cpu_possible()` asks for.
     unsafe { bindings::cpu_possible(cpu.as_u32()) }
 }
 
-/// One `T` for each possible CPU.
+/// A per-CPU variable that was allocated: one `T` for each possible CPU.
+///
+/// It is used by the methods of [`PerCpuVar`].
 ///
 /// # Invariants
 ///
-/// `ptr` came from `__alloc_percpu_gfp()` with the size and alignment of `T` and is not freed. Each
-/// possible CPU's copy is a valid `T`, which is pinned.
+/// `var` is the address of what `__alloc_percpu_gfp()` returned for the size and alignment of `T`,
+/// and is not freed. Each possible CPU's copy is a valid `T`, which is pinned.
 #[doc(alias("alloc_percpu", "__percpu"))]
 pub struct PerCpu<T> {
-    ptr: NonNull<c_void>,
-    _values: PhantomData<T>,
+    var: PerCpuVar<T>,
+    _owns: PhantomData<T>,
 }
 
 // SAFETY: A `PerCpu<T>` owns its values, which can be used and dropped on another thread if `T` is
@@ -87,6 +132,15 @@ unsafe impl<T: Send> Send for PerCpu<T> {}
 
 // SAFETY: A `&PerCpu<T>` gives access to `&T` only, which is `Send` if `T` is `Sync`.
 unsafe impl<T: Sync> Sync for PerCpu<T> {}
+
+impl<T> Deref for PerCpu<T> {
+    type Target = PerCpuVar<T>;
+
+    #[inline(always)]
+    fn deref(&self) -> &PerCpuVar<T> {
+        &self.var
+    }
+}
 
 impl<T> PerCpu<T> {
     /// Fails the build beyond the limits that the allocator warns about at run time.
@@ -161,89 +215,80 @@ impl<T> PerCpu<T> {
             // SAFETY: `cpu` is possible, so this is its copy: in bounds and aligned. No other code
             // has its address. The memory is freed after the value in it is dropped.
             let copy: &'static mut MaybeUninit<T> =
-                unsafe { copy_of::<MaybeUninit<T>>(partial.ptr, cpu).as_mut() };
+                unsafe { copy_of::<T>(partial.ptr, cpu).cast().as_mut() };
 
             copy.write_pin_init(init(cpu))?;
             partial.filled += 1;
         }
 
-        // INVARIANT: The loop filled each possible CPU's copy. Since `partial` is not dropped, the
+        // SAFETY: The loop filled each possible CPU's copy. Since `partial` is not dropped, the
         // memory is not freed.
-        Ok(Self {
-            ptr: ManuallyDrop::new(partial).ptr,
-            _values: PhantomData,
-        })
+        Ok(unsafe { Self::from_raw(ManuallyDrop::new(partial).ptr) })
+    }
+
+    /// Allocates per-CPU memory, which is cleared.
+    ///
+    /// Fails if there is no memory.
+    ///
+    /// # Context
+    ///
+    /// May sleep if `gfp` allows blocking, and then must be called from process context.
+    #[doc(alias("alloc_percpu_gfp", "alloc_percpu"))]
+    pub fn zeroed(gfp: Flags) -> Result<Self, AllocError>
+    where
+        T: Zeroable + 'static,
+    {
+        let ptr = Self::alloc(gfp)?;
+
+        // SAFETY: The allocator clears the memory, which makes a valid `T` of each copy.
+        Ok(unsafe { Self::from_raw(ptr) })
     }
 
     /// Converts into a raw pointer, which [`PerCpu::from_raw`] converts back.
     ///
     /// The pointer is aligned to `align_of::<T>()`, so the caller can use the bits below.
     pub(crate) fn into_raw(self) -> NonNull<c_void> {
-        ManuallyDrop::new(self).ptr
+        ManuallyDrop::new(self).var.base()
     }
 
     /// Converts back from the pointer that [`PerCpu::into_raw`] returned.
     ///
     /// # Safety
     ///
-    /// `ptr` must have come from [`PerCpu::into_raw`] of the same type. Of all values made from
-    /// `ptr`, only one must be dropped, and none must be used after that.
+    /// The invariants of the type must hold for `ptr`. Of all values made from `ptr`, only one must
+    /// be dropped, and none must be used after that.
+    #[inline(always)]
     pub(crate) unsafe fn from_raw(ptr: NonNull<c_void>) -> Self {
-        // INVARIANT: By the safety requirements of this function, the invariant held for the value
-        // that was given to `into_raw()`, and the memory was not freed since.
+        // INVARIANT: By the safety requirements of this function.
         Self {
-            ptr,
-            _values: PhantomData,
+            // SAFETY: By the safety requirements of this function, there are valid copies as long
+            // as this exists.
+            var: unsafe { PerCpuVar::from_raw(ptr) },
+            _owns: PhantomData,
         }
-    }
-}
-
-impl<T: Sync> PerCpu<T> {
-    /// Returns a reference to this CPU's copy.
-    ///
-    /// The guard keeps the task on this CPU for as long as the reference lives. Interrupts on this
-    /// CPU can still use the same copy.
-    ///
-    /// # Context
-    ///
-    /// Can be called from any context.
-    #[doc(alias("this_cpu_ptr", "get_cpu_ptr"))]
-    pub fn get<'a>(&'a self, _guard: &'a PreemptGuard) -> &'a T {
-        // SAFETY: By the type invariant, this is this CPU's copy and a valid `T`. Preemption is
-        // disabled, as `this_cpu_ptr()` asks for under `CONFIG_DEBUG_PREEMPT`.
-        unsafe { &*bindings::this_cpu_ptr(self.ptr.as_ptr()).cast() }
-    }
-
-    /// Returns a reference to the copy of `cpu`, or `None` if that CPU is not possible.
-    ///
-    /// # Context
-    ///
-    /// Can be called from any context.
-    #[doc(alias = "per_cpu_ptr")]
-    pub fn get_cpu(&self, cpu: CpuId) -> Option<&T> {
-        if !is_possible(cpu) {
-            return None;
-        }
-
-        // SAFETY: `cpu` is possible, so by the type invariant this is a valid `T`. It is only
-        // shared, and `T` is `Sync`.
-        Some(unsafe { copy_of::<T>(self.ptr, cpu).as_ref() })
-    }
-
-    /// Returns an iterator over all copies.
-    ///
-    /// The copies are not a snapshot: other CPUs can change theirs during the iteration.
-    ///
-    /// # Context
-    ///
-    /// Can be called from any context.
-    #[doc(alias = "for_each_possible_cpu")]
-    pub fn iter(&self) -> impl Iterator<Item = (CpuId, &T)> {
-        possible_cpus().filter_map(|cpu| Some((cpu, self.get_cpu(cpu)?)))
     }
 }
 
 impl<T> PerCpu<T> {
+    /// Returns an iterator over pinned mutable references to all copies.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
+    #[doc(alias("for_each_possible_cpu", "per_cpu_ptr"))]
+    pub fn iter_pin_mut(&mut self) -> impl Iterator<Item = (CpuId, Pin<&mut T>)> {
+        let var = &self.var;
+
+        possible_cpus().map(move |cpu| {
+            // SAFETY: `cpu` is possible, so by the type invariant this is a valid `T`, which is
+            // pinned. We have the only reference to all copies, and the iterator returns each copy
+            // once.
+            (cpu, unsafe {
+                Pin::new_unchecked(var.copy_of(cpu).as_mut())
+            })
+        })
+    }
+
     /// Returns an iterator over mutable references to all copies.
     ///
     /// # Context
@@ -254,13 +299,8 @@ impl<T> PerCpu<T> {
     where
         T: Unpin,
     {
-        let ptr = self.ptr;
-
-        possible_cpus().map(move |cpu| {
-            // SAFETY: `cpu` is possible, so by the type invariant this is a valid `T`. We have the
-            // only reference to all copies, and the iterator returns each copy once.
-            (cpu, unsafe { copy_of::<T>(ptr, cpu).as_mut() })
-        })
+        self.iter_pin_mut()
+            .map(|(cpu, copy)| (cpu, Pin::into_inner(copy)))
     }
 }
 
@@ -284,7 +324,7 @@ impl<T> Drop for PerCpu<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant, each possible CPU's copy is a valid `T`. We have the only
         // reference, and the memory is not used after this.
-        unsafe { free::<T>(self.ptr, usize::MAX) };
+        unsafe { free::<T>(self.var.base(), usize::MAX) };
     }
 }
 

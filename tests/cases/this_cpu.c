@@ -39,8 +39,22 @@ static u64 this_cpu_##bits(unsigned int op, u64 a, u64 b)			\
 		return this_cpu_add_return(var_##bits, a);			\
 	case 7:									\
 		return this_cpu_xchg(var_##bits, a);				\
-	default:								\
+	case 8:									\
 		return this_cpu_cmpxchg(var_##bits, a, b);			\
+	case 9:									\
+		this_cpu_and(var_##bits, a);					\
+		return 0;							\
+	case 10:								\
+		this_cpu_or(var_##bits, a);					\
+		return 0;							\
+	case 11:								\
+		return this_cpu_sub_return(var_##bits, (u##bits)a);		\
+	default: {								\
+		u##bits old = a;						\
+										\
+		(void)this_cpu_try_cmpxchg(var_##bits, &old, b);		\
+		return old;							\
+	}									\
 	}									\
 }
 
@@ -48,6 +62,25 @@ THIS_CPU(8)
 THIS_CPU(16)
 THIS_CPU(32)
 THIS_CPU(64)
+
+/* Rust adds to this one, too. */
+DECLARE_PER_CPU(u64, percpu_ref_test_counter);
+DEFINE_PER_CPU(u64, percpu_ref_test_counter);
+
+void percpu_ref_test_inc_counter(void)
+{
+	this_cpu_inc(percpu_ref_test_counter);
+}
+
+u64 percpu_ref_test_sum_counter(void)
+{
+	unsigned int cpu;
+	u64 sum = 0;
+
+	for_each_possible_cpu(cpu)
+		sum += per_cpu(percpu_ref_test_counter, cpu);
+	return sum;
+}
 
 /* Does operation @op, of those above, on this CPU's variable of @bits. */
 u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)

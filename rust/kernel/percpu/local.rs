@@ -1,36 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Integers with the `this_cpu` operations.
+//! Values with the `this_cpu` operations.
 
 use super::{
-    arch,
     possible_cpus,
-    PerCpu, //
+    this_cpu::ThisCpu,
+    var::Offset,
+    PerCpuVar, //
 };
 use crate::{
-    alloc::{
-        AllocError,
-        Flags, //
-    },
-    bindings,
     cpu::CpuId,
     fmt,
     preempt::PreemptGuard,
     prelude::*, //
 };
-use core::{
-    cell::UnsafeCell,
-    marker::PhantomData, //
-};
+use core::cell::UnsafeCell;
 
-/// An integer that each CPU changes in its own copy, by the `this_cpu` operations.
+/// An integer, `bool`, or pointer that each CPU changes in its own copy, by the `this_cpu`
+/// operations.
 ///
-/// A `Local` is useful only in a [`PerCpu`]. The integer cannot be reached through a `&Local`, so
-/// that no reference to it can exist while a CPU changes it.
+/// A `Local` is useful only in per-CPU memory: as a [`PerCpuVar`], or as a field or element of one.
+/// The value cannot be reached through a `&Local`, so that no reference to it can exist while a CPU
+/// changes it.
 ///
 /// All arithmetic wraps. No operation orders any other memory access. No operation is atomic with
-/// respect to *other* CPUs, which can only read ([`read_cpu`](PerCpu::read_cpu),
-/// [`sum`](PerCpu::sum)).
+/// respect to *other* CPUs, which can only read ([`read_cpu`](PerCpuVar::read_cpu),
+/// [`sum`](PerCpuVar::sum)).
 ///
 /// # Examples
 ///
@@ -45,129 +40,89 @@ use core::{
 /// # Ok::<(), Error>(())
 /// ```
 #[repr(transparent)]
-pub struct Local<I>(UnsafeCell<I>);
+pub struct Local<V>(UnsafeCell<V>);
 
-// SAFETY: A `&Local` gives no access to the integer. By `PerCpu<Local<I>>`, a CPU changes its own
+// SAFETY: A `&Local` gives no access to the value. By `PerCpuVar<Local<V>>`, a CPU changes its own
 // copy by `this_cpu` operations, and reads another CPU's copy by a volatile load, which may race
 // with these operations by the kernel's memory model.
-unsafe impl<I: Integer> Sync for Local<I> {}
+unsafe impl<V: Primitive> Sync for Local<V> {}
 
-impl<I: Integer> Local<I> {
-    /// Creates an integer, for the initialiser of [`PerCpu::new`].
-    pub const fn new(value: I) -> Self {
+// SAFETY: What a pointer points to is not accessed, and is for the unsafe code that does to argue
+// for, as with `Atomic<*mut T>`. The other values are `Send`.
+unsafe impl<V: Primitive> Send for Local<V> {}
+
+// SAFETY: Zero is a value of each `Primitive`: the number, `false`, or the null pointer.
+unsafe impl<V: Primitive> Zeroable for Local<V> {}
+
+impl<V: Primitive> Local<V> {
+    /// Creates a value, for the initialiser of [`PerCpu::new`](super::PerCpu::new) or of a static
+    /// variable.
+    pub const fn new(value: V) -> Self {
         Self(UnsafeCell::new(value))
     }
 
-    /// Returns a mutable reference to the integer.
-    pub fn get_mut(&mut self) -> &mut I {
+    /// Returns a mutable reference to the value.
+    pub fn get_mut(&mut self) -> &mut V {
         self.0.get_mut()
     }
 }
 
-impl<I> fmt::Debug for Local<I> {
+impl<V> fmt::Debug for Local<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The integer cannot be reached through a `&Local`.
+        // The value cannot be reached through a `&Local`.
         f.debug_struct("Local").finish_non_exhaustive()
     }
 }
 
 /// # Context
 ///
-/// All operations but [`zeroed`](Self::zeroed) can be called from any context except NMI.
-impl<I: Integer> PerCpu<Local<I>> {
-    /// Allocates integers that are all zero.
-    ///
-    /// # Context
-    ///
-    /// May sleep if `gfp` allows blocking, and then must be called from process context.
-    #[doc(alias = "alloc_percpu_gfp")]
-    pub fn zeroed(gfp: Flags) -> Result<Self, AllocError> {
-        // INVARIANT: The allocator clears the memory, and zero is a valid integer.
-        Ok(Self {
-            ptr: Self::alloc(gfp)?,
-            _values: PhantomData,
-        })
-    }
-
-    fn raw(&self) -> *mut I {
-        self.ptr.as_ptr().cast()
+/// All operations can be called from any context except NMI. None needs a guard: if the task moves
+/// to another CPU before an operation, that acts on the copy of the other CPU.
+impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
+    #[inline(always)]
+    fn raw(&self) -> *mut V::Raw {
+        self.base().as_ptr().cast()
     }
 
     /// Reads this CPU's copy.
-    #[doc(alias = "this_cpu_read")]
-    #[inline]
-    pub fn read(&self) -> I {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `I`.
-        unsafe { I::this_cpu_read(self.raw()) }
+    #[doc(alias("this_cpu_read", "raw_cpu_read"))]
+    #[inline(always)]
+    pub fn read(&self) -> V {
+        // SAFETY: By the type invariant, `raw()` plus `O` is the `__percpu` pointer of a valid `V`,
+        // which has the layout of a `V::Raw`, and which only a `Local` reaches.
+        unsafe { V::from_raw(V::Raw::read::<O>(self.raw())) }
     }
 
     /// Writes this CPU's copy.
-    #[doc(alias = "this_cpu_write")]
-    #[inline]
-    pub fn write(&self, value: I) {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `I`.
-        unsafe { I::this_cpu_write(self.raw(), value) }
-    }
-
-    /// Adds to this CPU's copy.
-    #[doc(alias = "this_cpu_add")]
-    #[inline]
-    pub fn add(&self, value: I) {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `I`.
-        unsafe { I::this_cpu_add(self.raw(), value) }
-    }
-
-    /// Subtracts from this CPU's copy.
-    #[doc(alias = "this_cpu_sub")]
-    #[inline]
-    pub fn sub(&self, value: I) {
-        self.add(I::ZERO.wrapping_sub(value));
-    }
-
-    /// Adds one to this CPU's copy.
-    #[doc(alias = "this_cpu_inc")]
-    #[inline]
-    pub fn inc(&self) {
-        self.add(I::ONE);
-    }
-
-    /// Subtracts one from this CPU's copy.
-    #[doc(alias = "this_cpu_dec")]
-    #[inline]
-    pub fn dec(&self) {
-        self.sub(I::ONE);
-    }
-
-    /// Adds to this CPU's copy and returns the new value.
-    #[doc(alias = "this_cpu_add_return")]
-    #[inline]
-    pub fn add_return(&self, value: I) -> I {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `I`.
-        unsafe { I::this_cpu_add_return(self.raw(), value) }
+    #[doc(alias("this_cpu_write", "raw_cpu_write"))]
+    #[inline(always)]
+    pub fn write(&self, value: V) {
+        // SAFETY: See `read()`. A valid value is written.
+        unsafe { V::Raw::write::<O>(self.raw(), value.into_raw()) };
     }
 
     /// Writes `value` to this CPU's copy and returns the old value.
     #[doc(alias = "this_cpu_xchg")]
-    #[inline]
-    pub fn xchg(&self, value: I) -> I {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `I`.
-        unsafe { I::this_cpu_xchg(self.raw(), value) }
+    #[inline(always)]
+    pub fn xchg(&self, value: V) -> V {
+        // SAFETY: See `read()`. A valid value is written.
+        unsafe { V::from_raw(V::Raw::xchg::<O>(self.raw(), value.into_raw())) }
     }
 
     /// Writes `new` to this CPU's copy if its value is `old`.
     ///
     /// Returns the value that was found, as `Ok` if it was replaced, otherwise as `Err`.
     #[doc(alias = "this_cpu_cmpxchg")]
-    #[inline]
-    pub fn cmpxchg(&self, old: I, new: I) -> Result<I, I> {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `I`.
-        let found = unsafe { I::this_cpu_cmpxchg(self.raw(), old, new) };
+    #[inline(always)]
+    pub fn cmpxchg(&self, old: V, new: V) -> Result<V, V> {
+        // SAFETY: See `read()`. A valid value is written.
+        let found = unsafe {
+            V::from_raw(V::Raw::cmpxchg::<O>(
+                self.raw(),
+                old.into_raw(),
+                new.into_raw(),
+            ))
+        };
         if found == old {
             Ok(found)
         } else {
@@ -175,15 +130,98 @@ impl<I: Integer> PerCpu<Local<I>> {
         }
     }
 
+    /// Writes `new` to this CPU's copy if its value is `*old`, and returns whether it was.
+    /// Otherwise stores the value that was found in `*old`, for the next attempt.
+    #[doc(alias = "this_cpu_try_cmpxchg")]
+    #[inline(always)]
+    pub fn try_cmpxchg(&self, old: &mut V, new: V) -> bool {
+        match self.cmpxchg(*old, new) {
+            Ok(_) => true,
+            Err(found) => {
+                *old = found;
+                false
+            }
+        }
+    }
+}
+
+/// # Context
+///
+/// All operations can be called from any context except NMI.
+impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
+    /// Adds to this CPU's copy.
+    #[doc(alias("this_cpu_add", "raw_cpu_add"))]
+    #[inline(always)]
+    pub fn add(&self, value: I) {
+        // SAFETY: See `read()`. All values of an integer are valid.
+        unsafe { I::Raw::add::<O>(self.raw(), value.into_raw()) };
+    }
+
+    /// Subtracts from this CPU's copy.
+    #[doc(alias = "this_cpu_sub")]
+    #[inline(always)]
+    pub fn sub(&self, value: I) {
+        self.add(value.wrapping_neg());
+    }
+
+    /// Adds one to this CPU's copy.
+    #[doc(alias("this_cpu_inc", "raw_cpu_inc"))]
+    #[inline(always)]
+    pub fn inc(&self) {
+        // SAFETY: See `read()`. All values of an integer are valid.
+        unsafe { I::Raw::inc::<O>(self.raw()) };
+    }
+
+    /// Subtracts one from this CPU's copy.
+    #[doc(alias = "this_cpu_dec")]
+    #[inline(always)]
+    pub fn dec(&self) {
+        // SAFETY: See `read()`. All values of an integer are valid.
+        unsafe { I::Raw::dec::<O>(self.raw()) };
+    }
+
+    /// Keeps those bits of this CPU's copy that are set in `value`.
+    #[doc(alias = "this_cpu_and")]
+    #[inline(always)]
+    pub fn and(&self, value: I) {
+        // SAFETY: See `read()`. All values of an integer are valid.
+        unsafe { I::Raw::and::<O>(self.raw(), value.into_raw()) };
+    }
+
+    /// Sets those bits of this CPU's copy that are set in `value`.
+    #[doc(alias = "this_cpu_or")]
+    #[inline(always)]
+    pub fn or(&self, value: I) {
+        // SAFETY: See `read()`. All values of an integer are valid.
+        unsafe { I::Raw::or::<O>(self.raw(), value.into_raw()) };
+    }
+
+    /// Adds to this CPU's copy and returns the new value.
+    #[doc(alias("this_cpu_add_return", "this_cpu_inc_return"))]
+    #[inline(always)]
+    pub fn add_return(&self, value: I) -> I {
+        // SAFETY: See `read()`. All values of an integer are valid.
+        unsafe { I::from_raw(I::Raw::add_return::<O>(self.raw(), value.into_raw())) }
+    }
+
+    /// Subtracts from this CPU's copy and returns the new value.
+    #[doc(alias("this_cpu_sub_return", "this_cpu_dec_return"))]
+    #[inline(always)]
+    pub fn sub_return(&self, value: I) -> I {
+        self.add_return(value.wrapping_neg())
+    }
+}
+
+/// # Context
+///
+/// All operations can be called from any context.
+impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
     /// Reads the copy of `cpu`, or returns `None` if that CPU is not possible.
-    ///
-    /// On a 32-bit machine a 64-bit integer is read in two halves, and `cpu` can write between the
-    /// two.
-    #[doc(alias = "per_cpu_ptr")]
-    pub fn read_cpu(&self, cpu: CpuId) -> Option<I> {
+    #[doc(alias("per_cpu_ptr", "per_cpu", "READ_ONCE"))]
+    pub fn read_cpu(&self, cpu: CpuId) -> Option<V> {
         let copy = self.get_cpu(cpu)?;
 
-        // SAFETY: `copy` is a valid `I`. Its CPU can change it at the same time by a `this_cpu`
+        // SAFETY: `copy` is a valid `V`. Its CPU can change it at the same time by a `this_cpu`
         // operation. A volatile load, the kernel's `READ_ONCE()`, can race with that.
         Some(unsafe { copy.0.get().read_volatile() })
     }
@@ -192,40 +230,46 @@ impl<I: Integer> PerCpu<Local<I>> {
     ///
     /// If other CPUs change their copies at the same time, the sum may be one that was not true at
     /// any time.
-    pub fn sum(&self) -> I {
+    pub fn sum(&self) -> V
+    where
+        V: Integer,
+    {
         possible_cpus()
             .filter_map(|cpu| self.read_cpu(cpu))
-            .fold(I::ZERO, I::wrapping_add)
+            .fold(V::ZERO, V::wrapping_add)
     }
 }
 
-/// Inlined operations for callers that have disabled preemption already.
-impl PerCpu<Local<u64>> {
+/// Operations for callers that have disabled preemption already, which spares doing so on arm64.
+impl PerCpuVar<Local<u64>> {
     /// Adds to this CPU's copy.
     #[doc(alias = "this_cpu_add")]
     #[inline(always)]
-    pub(crate) fn add_inline(&self, value: u64, _guard: &PreemptGuard) {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `u64`. By that of the guard, preemption is disabled.
-        unsafe { arch::this_cpu_add(self.raw(), value) };
+    pub(crate) fn add_on_cpu(&self, value: u64, _guard: &PreemptGuard) {
+        // SAFETY: See `read()`. By the invariant of the guard, preemption is disabled.
+        unsafe { u64::add_on_cpu::<super::At<0>>(self.raw(), value) };
     }
 
     /// Adds one to this CPU's copy.
     #[doc(alias = "this_cpu_inc")]
     #[inline(always)]
-    pub(crate) fn inc_inline(&self, _guard: &PreemptGuard) {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `u64`. By that of the guard, preemption is disabled.
-        unsafe { arch::this_cpu_inc(self.raw()) };
+    pub(crate) fn inc_on_cpu(&self, guard: &PreemptGuard) {
+        if cfg!(CONFIG_X86_64) {
+            self.inc();
+        } else {
+            self.add_on_cpu(1, guard);
+        }
     }
 
     /// Subtracts one from this CPU's copy.
     #[doc(alias = "this_cpu_dec")]
     #[inline(always)]
-    pub(crate) fn dec_inline(&self, _guard: &PreemptGuard) {
-        // SAFETY: By the type invariant of `PerCpu`, `raw()` is the `__percpu` pointer of an
-        // allocated `u64`. By that of the guard, preemption is disabled.
-        unsafe { arch::this_cpu_dec(self.raw()) };
+    pub(crate) fn dec_on_cpu(&self, guard: &PreemptGuard) {
+        if cfg!(CONFIG_X86_64) {
+            self.dec();
+        } else {
+            self.add_on_cpu(u64::MAX, guard);
+        }
     }
 }
 
@@ -233,110 +277,83 @@ mod private {
     pub trait Sealed {}
 }
 
-/// The integers that can be in a [`Local`]: 8 to 64 bits wide, or as wide as a pointer.
-pub trait Integer: private::Sealed + Copy + PartialEq + Send + Sync + 'static {
+/// The values that can be in a [`Local`]: integers of 8 to 64 bits, `bool`, and raw pointers.
+///
+/// # Invariants
+///
+/// `Raw` is an integer of the same size and alignment. Zero is valid.
+pub trait Primitive: private::Sealed + Copy + PartialEq + 'static {
     #[doc(hidden)]
-    const ZERO: Self;
+    type Raw: ThisCpu;
+
     #[doc(hidden)]
-    const ONE: Self;
-    #[doc(hidden)]
-    fn wrapping_add(self, other: Self) -> Self;
-    #[doc(hidden)]
-    fn wrapping_sub(self, other: Self) -> Self;
+    fn into_raw(self) -> Self::Raw;
 
     /// # Safety
     ///
-    /// `ptr` must be the `__percpu` pointer of an allocated `Self`.
+    /// `raw` must be what [`into_raw`](Self::into_raw) returned, or zero.
     #[doc(hidden)]
-    unsafe fn this_cpu_read(ptr: *mut Self) -> Self;
-    /// # Safety
-    ///
-    /// `ptr` must be the `__percpu` pointer of an allocated `Self`.
-    #[doc(hidden)]
-    unsafe fn this_cpu_write(ptr: *mut Self, value: Self);
-    /// # Safety
-    ///
-    /// `ptr` must be the `__percpu` pointer of an allocated `Self`.
-    #[doc(hidden)]
-    unsafe fn this_cpu_add(ptr: *mut Self, value: Self);
-    /// # Safety
-    ///
-    /// `ptr` must be the `__percpu` pointer of an allocated `Self`.
-    #[doc(hidden)]
-    unsafe fn this_cpu_add_return(ptr: *mut Self, value: Self) -> Self;
-    /// # Safety
-    ///
-    /// `ptr` must be the `__percpu` pointer of an allocated `Self`.
-    #[doc(hidden)]
-    unsafe fn this_cpu_xchg(ptr: *mut Self, value: Self) -> Self;
-    /// # Safety
-    ///
-    /// `ptr` must be the `__percpu` pointer of an allocated `Self`.
-    #[doc(hidden)]
-    unsafe fn this_cpu_cmpxchg(ptr: *mut Self, old: Self, new: Self) -> Self;
+    unsafe fn from_raw(raw: Self::Raw) -> Self;
 }
 
-/// Implements [`Integer`] for `$int` by the helpers in C for `$raw`, which has the same size.
+/// The integers that can be in a [`Local`]: 8 to 64 bits wide, or as wide as a pointer.
+pub trait Integer: Primitive {
+    #[doc(hidden)]
+    const ZERO: Self;
+
+    #[doc(hidden)]
+    fn wrapping_add(self, other: Self) -> Self;
+
+    #[doc(hidden)]
+    fn wrapping_neg(self) -> Self;
+}
+
+/// The values that another CPU can read while their own CPU changes them, and never sees half
+/// changed.
+///
+/// On a 32-bit machine these are all but the 64-bit integers, for which C has `u64_stats_sync`.
+#[doc(alias("u64_stats_sync", "u64_stats_fetch_begin"))]
+pub trait Untorn: Primitive {}
+
+/// Implements the traits for `$int`, which `$raw` has the size of.
 macro_rules! impl_integer {
-    ($($int:ty: $raw:ident;)*) => { $crate::macros::paste! { $(
+    ($($int:ident: $raw:ident;)*) => {$(
         impl private::Sealed for $int {}
+
+        impl Primitive for $int {
+            type Raw = $raw;
+
+            #[inline(always)]
+            fn into_raw(self) -> $raw {
+                self as $raw
+            }
+
+            #[inline(always)]
+            unsafe fn from_raw(raw: $raw) -> Self {
+                raw as Self
+            }
+        }
 
         impl Integer for $int {
             const ZERO: Self = 0;
-            const ONE: Self = 1;
 
-            #[inline]
+            #[inline(always)]
             fn wrapping_add(self, other: Self) -> Self {
                 self.wrapping_add(other)
             }
 
-            #[inline]
-            fn wrapping_sub(self, other: Self) -> Self {
-                self.wrapping_sub(other)
-            }
-
-            #[inline]
-            unsafe fn this_cpu_read(ptr: *mut Self) -> Self {
-                // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe { bindings::[<this_cpu_read_ $raw>](ptr.cast()) as Self }
-            }
-
-            #[inline]
-            unsafe fn this_cpu_write(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe { bindings::[<this_cpu_write_ $raw>](ptr.cast(), value as $raw) }
-            }
-
-            #[inline]
-            unsafe fn this_cpu_add(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe { bindings::[<this_cpu_add_ $raw>](ptr.cast(), value as $raw) }
-            }
-
-            #[inline]
-            unsafe fn this_cpu_add_return(ptr: *mut Self, value: Self) -> Self {
-                // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe {
-                    bindings::[<this_cpu_add_return_ $raw>](ptr.cast(), value as $raw) as Self
-                }
-            }
-
-            #[inline]
-            unsafe fn this_cpu_xchg(ptr: *mut Self, value: Self) -> Self {
-                // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe { bindings::[<this_cpu_xchg_ $raw>](ptr.cast(), value as $raw) as Self }
-            }
-
-            #[inline]
-            unsafe fn this_cpu_cmpxchg(ptr: *mut Self, old: Self, new: Self) -> Self {
-                // SAFETY: By the safety requirements of this function, `ptr` is allocated.
-                unsafe {
-                    bindings::[<this_cpu_cmpxchg_ $raw>](ptr.cast(), old as $raw, new as $raw)
-                        as Self
-                }
+            #[inline(always)]
+            fn wrapping_neg(self) -> Self {
+                self.wrapping_neg()
             }
         }
-    )* } };
+    )*};
+}
+
+macro_rules! impl_untorn {
+    ($($value:ident)*) => {
+        $(impl Untorn for $value {})*
+    };
 }
 
 impl_integer! {
@@ -349,15 +366,69 @@ impl_integer! {
     u64: u64;
     i64: u64;
 }
+impl_untorn!(bool u8 i8 u16 i16 u32 i32 usize isize);
 
-#[cfg(target_pointer_width = "64")]
+/// The integer that has the size of a pointer.
+#[cfg(CONFIG_64BIT)]
+type Word = u64;
+#[cfg(not(CONFIG_64BIT))]
+type Word = u32;
+
+#[cfg(CONFIG_64BIT)]
+impl_untorn!(u64 i64);
+#[cfg(CONFIG_64BIT)]
 impl_integer! {
     usize: u64;
     isize: u64;
 }
 
-#[cfg(target_pointer_width = "32")]
+#[cfg(not(CONFIG_64BIT))]
 impl_integer! {
     usize: u32;
     isize: u32;
 }
+
+impl private::Sealed for bool {}
+
+impl Primitive for bool {
+    type Raw = u8;
+
+    #[inline(always)]
+    fn into_raw(self) -> u8 {
+        self.into()
+    }
+
+    #[inline(always)]
+    unsafe fn from_raw(raw: u8) -> Self {
+        raw != 0
+    }
+}
+
+/// Implements the traits for a raw pointer.
+macro_rules! impl_pointer {
+    ($pointer:ty, $from:path) => {
+        impl<T: 'static> private::Sealed for $pointer {}
+
+        impl<T: 'static> Primitive for $pointer {
+            type Raw = Word;
+
+            #[inline(always)]
+            fn into_raw(self) -> Word {
+                self.expose_provenance() as Word
+            }
+
+            #[inline(always)]
+            unsafe fn from_raw(raw: Word) -> Self {
+                // `into_raw()` exposed the provenance.
+                $from(raw as usize)
+            }
+        }
+
+        impl<T: 'static> Untorn for $pointer {}
+    };
+}
+
+impl_pointer!(*mut T, core::ptr::with_exposed_provenance_mut);
+impl_pointer!(*const T, core::ptr::with_exposed_provenance);
+
+const _: () = assert!(size_of::<Word>() == size_of::<usize>());

@@ -121,7 +121,7 @@ mod imp {
     use core::arch::asm;
 
     #[inline(always)]
-    pub(super) fn current_thread_info() -> *mut thread_info {
+    fn current_thread_info() -> *mut thread_info {
         let current: *mut task_struct;
 
         // SAFETY: The register has the address of the current task, and does not change while this
@@ -174,12 +174,6 @@ mod imp {
             preempt_schedule();
         }
     }
-}
-
-#[cfg(CONFIG_ARM64)]
-#[inline(always)]
-pub(crate) fn current_thread_info() -> *mut crate::bindings::thread_info {
-    imp::current_thread_info()
 }
 
 #[cfg(not(any(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)), CONFIG_ARM64)))]

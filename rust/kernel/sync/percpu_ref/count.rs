@@ -887,9 +887,9 @@ fn leave(_guard: PreemptGuard) {}
 #[inline(always)]
 fn add(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
     if n == 1 {
-        counters.inc_inline(guard);
+        counters.inc_on_cpu(guard);
     } else {
-        counters.add_inline(n as u64, guard);
+        counters.add_on_cpu(n as u64, guard);
     }
 }
 
@@ -897,9 +897,9 @@ fn add(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
 #[inline(always)]
 fn sub(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
     if n == 1 {
-        counters.dec_inline(guard);
+        counters.dec_on_cpu(guard);
     } else {
-        counters.add_inline((n as u64).wrapping_neg(), guard);
+        counters.add_on_cpu((n as u64).wrapping_neg(), guard);
     }
 }
 

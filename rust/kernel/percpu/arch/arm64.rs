@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `this_cpu` operations of arm64.
+//!
+//! The CPU's offset is in a register, so preemption is disabled from reading that until the copy
+//! is changed. As in C, the kernel patches each operation for the CPUs that it runs on: the offset
+//! is in `tpidr_el2` where the kernel is also the hypervisor, and one LSE instruction replaces the
+//! loop with exclusive loads and stores. Either of them is atomic with respect to interrupts.
+//!
+//! C source: [`arch/arm64/include/asm/percpu.h`](srctree/arch/arm64/include/asm/percpu.h)
+
+use super::{
+    Offset,
+    ThisCpu, //
+};
+use crate::{
+    bindings,
+    preempt::PreemptGuard,
+    prelude::*, //
+};
+use core::arch::asm;
+
+pub(crate) use super::offset::per_cpu_ptr;
+
+/// The instructions `$old`, which the kernel replaces by `$new` on CPUs with the capability `$cap`.
+/// Both must have the same length.
+///
+/// C macro: `ALTERNATIVE()` in
+/// [`arch/arm64/include/asm/alternative-macros.h`](srctree/arch/arm64/include/asm/alternative-macros.h)
+macro_rules! alternative_asm {
+    ([$($old:expr),* $(,)?], [$($new:expr),* $(,)?], $cap:ident, $($operand:tt)*) => {
+        asm!(
+            "661:",
+            $($old,)*
+            "662:",
+            ".pushsection .altinstructions, \"a\"",
+            ".word 661b - .",
+            ".word 663f - .",
+            ".hword {cap}",
+            ".byte 662b - 661b",
+            ".byte 664f - 663f",
+            ".popsection",
+            ".subsection 1",
+            "663:",
+            $($new,)*
+            "664:",
+            ".org . - (664b - 663b) + (662b - 661b)",
+            ".org . - (662b - 661b) + (664b - 663b)",
+            ".previous",
+            cap = const bindings::$cap,
+            $($operand)*
+        )
+    };
+}
+
+/// Returns the address of this CPU's copy of what `ptr` is the `__percpu` pointer of.
+///
+/// # Safety
+///
+/// Preemption must be disabled.
+#[inline(always)]
+pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
+    let offset: usize;
+
+    // SAFETY: Reads a register. The compiler does not move this out of the region in which
+    // preemption is disabled, since it is not `pure`.
+    unsafe {
+        alternative_asm!(
+            ["mrs {offset}, tpidr_el1"],
+            ["mrs {offset}, tpidr_el2"],
+            ARM64_HAS_VIRT_HOST_EXTN,
+            offset = out(reg) offset,
+            options(nostack, preserves_flags, readonly)
+        )
+    };
+    ptr.wrapping_byte_add(offset)
+}
+
+/// Returns the address of this CPU's copy.
+///
+/// Returns the address of this CPU's copy of what `ptr` is the `__percpu` pointer of.
+///
+/// # Safety
+///
+/// Preemption must be disabled.
+#[inline(always)]
+unsafe fn copy_of<T, O: Offset>(ptr: *mut T) -> *mut T {
+    // SAFETY: By the safety requirements of this function, preemption is disabled.
+    unsafe { this_cpu_ptr(ptr.wrapping_byte_add(O::BYTES).cast()) }.cast()
+}
+
+/// Changes the copy by the instruction `$op` in a loop, or by `$lse`.
+macro_rules! change {
+    ($suffix:literal $modifier:literal, $op:literal, $lse:literal, $copy:expr, $value:expr) => {
+        alternative_asm!(
+            [
+                concat!("2: ldxr", $suffix, " {new", $modifier, "}, [{copy}]"),
+                concat!(
+                    $op,
+                    " {new", $modifier, "}, {new", $modifier, "}, {value", $modifier, "}"
+                ),
+                concat!("stxr", $suffix, " {failed:w}, {new", $modifier, "}, [{copy}]"),
+                "cbnz {failed:w}, 2b",
+            ],
+            [
+                ".arch_extension lse",
+                concat!($lse, $suffix, " {value", $modifier, "}, {new", $modifier, "}, [{copy}]"),
+                "nop",
+                "nop",
+                "nop",
+            ],
+            ARM64_HAS_LSE_ATOMICS,
+            new = out(reg) _,
+            failed = out(reg) _,
+            value = in(reg) $value,
+            copy = in(reg) $copy,
+            options(nostack, preserves_flags)
+        )
+    };
+}
+
+/// Adds `{value}` to `{new}`.
+macro_rules! add {
+    ($modifier:literal) => {
+        concat!(
+            "add {new",
+            $modifier,
+            "}, {new",
+            $modifier,
+            "}, {value",
+            $modifier,
+            "}"
+        )
+    };
+}
+
+/// Implements [`ThisCpu`] for an integer, with the suffix of its instructions and the modifier that
+/// prints its registers.
+macro_rules! impl_this_cpu {
+    ($($int:ident $suffix:literal $modifier:literal;)*) => {$(
+        impl ThisCpu for $int {
+            #[inline(always)]
+            unsafe fn read<O: Offset>(ptr: *mut Self) -> Self {
+                let _guard = PreemptGuard::nested();
+
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
+                unsafe { copy_of::<_, O>(ptr).read_volatile() }
+            }
+
+            #[inline(always)]
+            unsafe fn write<O: Offset>(ptr: *mut Self, value: Self) {
+                let _guard = PreemptGuard::nested();
+
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
+                unsafe { copy_of::<_, O>(ptr).write_volatile(value) };
+            }
+
+            #[inline(always)]
+            unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
+                let _guard = PreemptGuard::nested();
+
+                // SAFETY: By the safety requirements of the trait. Preemption is disabled.
+                unsafe { Self::add_on_cpu::<O>(ptr, value) };
+            }
+
+            #[inline(always)]
+            unsafe fn inc<O: Offset>(ptr: *mut Self) {
+                // SAFETY: By the safety requirements of the trait.
+                unsafe { Self::add::<O>(ptr, 1) };
+            }
+
+            #[inline(always)]
+            unsafe fn dec<O: Offset>(ptr: *mut Self) {
+                // SAFETY: By the safety requirements of the trait.
+                unsafe { Self::add::<O>(ptr, Self::MAX) };
+            }
+
+            #[inline(always)]
+            unsafe fn add_on_cpu<O: Offset>(ptr: *mut Self, value: Self) {
+                // SAFETY: By the safety requirements of this function, there is a copy at `ptr` and
+                // preemption is disabled.
+                unsafe { change!($suffix $modifier, "add", "ldadd", copy_of::<_, O>(ptr), value) };
+            }
+
+            #[inline(always)]
+            unsafe fn and<O: Offset>(ptr: *mut Self, value: Self) {
+                let _guard = PreemptGuard::nested();
+
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
+                unsafe { change!($suffix $modifier, "bic", "ldclr", copy_of::<_, O>(ptr), !value) };
+            }
+
+            #[inline(always)]
+            unsafe fn or<O: Offset>(ptr: *mut Self, value: Self) {
+                let _guard = PreemptGuard::nested();
+
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
+                unsafe { change!($suffix $modifier, "orr", "ldset", copy_of::<_, O>(ptr), value) };
+            }
+
+            #[inline(always)]
+            unsafe fn add_return<O: Offset>(ptr: *mut Self, value: Self) -> Self {
+                let new;
+                let _guard = PreemptGuard::nested();
+
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
+                unsafe {
+                    alternative_asm!(
+                        [
+                            concat!("2: ldxr", $suffix, " {new", $modifier, "}, [{copy}]"),
+                            add!($modifier),
+                            concat!("stxr", $suffix, " {failed:w}, {new", $modifier, "}, [{copy}]"),
+                            "cbnz {failed:w}, 2b",
+                        ],
+                        [
+                            ".arch_extension lse",
+                            concat!(
+                                "ldadd", $suffix,
+                                " {value", $modifier, "}, {new", $modifier, "}, [{copy}]"
+                            ),
+                            add!($modifier),
+                            "nop",
+                            "nop",
+                        ],
+                        ARM64_HAS_LSE_ATOMICS,
+                        new = out(reg) new,
+                        failed = out(reg) _,
+                        value = in(reg) value,
+                        copy = in(reg) copy_of::<_, O>(ptr),
+                        options(nostack, preserves_flags)
+                    )
+                };
+                new
+            }
+
+            #[inline(always)]
+            unsafe fn xchg<O: Offset>(ptr: *mut Self, value: Self) -> Self {
+                let old;
+                let _guard = PreemptGuard::nested();
+
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
+                unsafe {
+                    alternative_asm!(
+                        [
+                            concat!("2: ldxr", $suffix, " {old", $modifier, "}, [{copy}]"),
+                            concat!(
+                                "stxr", $suffix, " {failed:w}, {value", $modifier, "}, [{copy}]"
+                            ),
+                            "cbnz {failed:w}, 2b",
+                        ],
+                        [
+                            ".arch_extension lse",
+                            concat!(
+                                "swp", $suffix,
+                                " {value", $modifier, "}, {old", $modifier, "}, [{copy}]"
+                            ),
+                            "nop",
+                            "nop",
+                        ],
+                        ARM64_HAS_LSE_ATOMICS,
+                        old = out(reg) old,
+                        failed = out(reg) _,
+                        value = in(reg) value,
+                        copy = in(reg) copy_of::<_, O>(ptr),
+                        options(nostack, preserves_flags)
+                    )
+                };
+                old
+            }
+
+            #[inline(always)]
+            unsafe fn cmpxchg<O: Offset>(ptr: *mut Self, old: Self, new: Self) -> Self {
+                let found;
+                let _guard = PreemptGuard::nested();
+
+                // The exclusive load clears the upper bits of the register, as `u64::from()` does.
+                //
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
+                unsafe {
+                    alternative_asm!(
+                        [
+                            concat!("2: ldxr", $suffix, " {found", $modifier, "}, [{copy}]"),
+                            "eor {failed:x}, {found:x}, {old:x}",
+                            "cbnz {failed:x}, 3f",
+                            concat!("stxr", $suffix, " {failed:w}, {new", $modifier, "}, [{copy}]"),
+                            "cbnz {failed:w}, 2b",
+                            "3:",
+                        ],
+                        [
+                            ".arch_extension lse",
+                            "mov {found:x}, {old:x}",
+                            concat!(
+                                "cas", $suffix,
+                                " {found", $modifier, "}, {new", $modifier, "}, [{copy}]"
+                            ),
+                            "nop",
+                            "nop",
+                            "nop",
+                        ],
+                        ARM64_HAS_LSE_ATOMICS,
+                        found = out(reg) found,
+                        failed = out(reg) _,
+                        old = in(reg) u64::from(old),
+                        new = in(reg) new,
+                        copy = in(reg) copy_of::<_, O>(ptr),
+                        options(nostack, preserves_flags)
+                    )
+                };
+                found
+            }
+        }
+    )*};
+}
+
+impl_this_cpu! {
+    u8 "b" ":w";
+    u16 "h" ":w";
+    u32 "" ":w";
+    u64 "" ":x";
+}

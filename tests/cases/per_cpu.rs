@@ -1,0 +1,502 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Cases about per-CPU memory, and about preemption.
+
+use super::*;
+
+use kernel::percpu::{
+    self,
+    Integer,
+    Offset,
+    PerCpuVar,
+    Untorn, //
+};
+use kernel::{
+    declare_per_cpu,
+    define_per_cpu,
+    fmt,
+    new_spinlock,
+    percpu_field,
+    sync::SpinLock, //
+};
+
+extern "C" {
+    fn percpu_ref_test_this_cpu(bits: c_uint, op: c_uint, a: u64, b: u64) -> u64;
+}
+
+/// An integer between others, as a field and as an element.
+#[derive(Zeroable)]
+struct Around<I: Integer> {
+    before: Local<u8>,
+    value: Local<I>,
+    row: [Local<I>; 3],
+    after: Local<u8>,
+}
+
+impl<I: Integer> Around<I> {
+    const fn new(zero: I, some: u8) -> Self {
+        Self {
+            before: Local::new(some),
+            value: Local::new(zero),
+            row: [Local::new(zero), Local::new(zero), Local::new(zero)],
+            after: Local::new(some),
+        }
+    }
+}
+
+define_per_cpu! {
+    static VAR_8: Around<u8> = Around::new(0, 77);
+    static VAR_16: Around<u16> = Around::new(0, 77);
+    static VAR_32: Around<u32> = Around::new(0, 77);
+    static VAR_64: Around<u64> = Around::new(0, 77);
+}
+
+/// Compares rows of every operation, on the same numbers as in C: what is returned and what is left
+/// must be the same.
+fn compare<I: Integer + Untorn + fmt::Display + Default, O: Offset>(
+    local: &PerCpuVar<Local<I>, O>,
+    c: impl Fn(c_uint, I, I) -> I,
+    number: impl Fn(u64) -> I,
+) -> Result {
+    // As in the generator of Knuth's MMIX.
+    let mut seed = 1u64;
+    let mut number = || {
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        number(seed)
+    };
+    let zero = I::default();
+    let same = |op| -> Result {
+        let (ours, theirs) = (local.read(), c(1, zero, zero));
+        if ours != theirs {
+            pr_err!("after operation {op}: {ours}, in C {theirs}\n");
+            return Err(EIO);
+        }
+        Ok(())
+    };
+
+    // Both must find the same CPU all the time.
+    let _guard = PreemptGuard::new();
+    for _ in 0..100 {
+        let (a, b, d) = (number(), number(), number());
+        local.write(a);
+        c(0, a, zero);
+        same(0)?;
+        local.add(b);
+        c(2, b, zero);
+        same(2)?;
+        local.sub(d);
+        c(3, d, zero);
+        same(3)?;
+        local.inc();
+        c(4, zero, zero);
+        same(4)?;
+        local.dec();
+        local.dec();
+        c(5, zero, zero);
+        c(5, zero, zero);
+        same(5)?;
+        check!(local.add_return(a) == c(6, a, zero));
+        check!(local.sub_return(b) == c(11, b, zero));
+        local.or(d);
+        c(10, d, zero);
+        same(10)?;
+        local.and(b);
+        c(9, b, zero);
+        same(9)?;
+        check!(local.xchg(d) == c(7, d, zero));
+        // In half of the cases, what is there.
+        let expected = if number() == number() { a } else { d };
+        let found = local.cmpxchg(expected, b).unwrap_or_else(|found| found);
+        check!(found == c(8, expected, b));
+        same(8)?;
+        for expected in [a, b, d] {
+            // C returns the value that it leaves in the variable for the expected one.
+            let mut ours = expected;
+            let done = local.try_cmpxchg(&mut ours, a);
+            check!(ours == c(12, expected, a));
+            check!(done == (ours == expected));
+            same(12)?;
+        }
+    }
+    Ok(())
+}
+
+/// Every operation at every width, on allocated memory, on a field, on an element, and on a static
+/// variable.
+#[allow(clippy::cast_lossless)] // What is a plain cast for one type is none for another.
+pub(super) fn percpu_local_as_in_c() -> Result<Outcome> {
+    macro_rules! compare_in {
+        ($int:ty, $around:expr, $c:expr, $number:expr) => {
+            let around: &PerCpuVar<Around<$int>> = &$around;
+            compare(
+                &*around.project(percpu_field!(Around::<$int>, value)),
+                $c,
+                $number,
+            )?;
+            let row = around.project(percpu_field!(Around::<$int>, row));
+            compare(&*row.element(1).ok_or(EIO)?, $c, $number)?;
+            check!(row.element(3).is_none());
+
+            let before = around.project(percpu_field!(Around::<$int>, before));
+            let after = around.project(percpu_field!(Around::<$int>, after));
+            check!(possible_cpus().all(|cpu| before.read_cpu(cpu) == Some(77)));
+            check!(possible_cpus().all(|cpu| after.read_cpu(cpu) == Some(77)));
+            check!(row.element(0).ok_or(EIO)?.sum() == 0);
+            check!(row.element(2).ok_or(EIO)?.sum() == 0);
+        };
+    }
+    macro_rules! compare {
+        ($($int:ident $($var:ident)?;)*) => {$({
+            // SAFETY: Has no requirements.
+            let c = |op, a: $int, b: $int| unsafe {
+                percpu_ref_test_this_cpu($int::BITS, op, a as u64, b as u64) as $int
+            };
+            let number = |seed: u64| match seed >> 61 {
+                0 => 0,
+                1 => $int::MAX,
+                2 => $int::MIN,
+                _ => (seed >> 16) as $int,
+            };
+            compare(&*PerCpu::<Local<$int>>::zeroed(GFP_KERNEL)?, c, number)?;
+
+            let around = PerCpu::new(|_| Around::<$int>::new(0, 77), GFP_KERNEL)?;
+            compare_in!($int, &around, c, number);
+            $(compare_in!($int, $var, c, number);)?
+        })*};
+    }
+
+    compare! {
+        u8 VAR_8;
+        i8;
+        u16 VAR_16;
+        i16;
+        u32 VAR_32;
+        i32;
+        u64 VAR_64;
+        i64;
+        usize;
+        isize;
+    }
+    Ok(Passed)
+}
+
+/// Values that are not integers, and the other operations on them.
+pub(super) fn percpu_bool_and_pointer() -> Result<Outcome> {
+    let flag = PerCpu::<Local<bool>>::zeroed(GFP_KERNEL)?;
+    let guard = PreemptGuard::new();
+
+    check!(!flag.read());
+    flag.write(true);
+    check!(flag.read());
+    check!(flag.xchg(false));
+    check!(flag.cmpxchg(true, true) == Err(false));
+    check!(flag.cmpxchg(false, true) == Ok(false));
+    check!(flag.read_cpu(CpuId::current()) == Some(true));
+    drop(guard);
+
+    let values = [1, 2];
+    let [first, second] = [&raw const values[0], &raw const values[1]];
+    let pointer = PerCpu::new(|_| Local::new(first), GFP_KERNEL)?;
+    let guard = PreemptGuard::new();
+    check!(pointer.xchg(second) == first);
+    check!(pointer.cmpxchg(first, first) == Err(second));
+    let mut expected = first;
+    check!(!pointer.try_cmpxchg(&mut expected, first) && expected == second);
+    check!(pointer.try_cmpxchg(&mut expected, first));
+    pointer.write(second);
+    // SAFETY: The pointer is that of `values[1]`.
+    check!(unsafe { *pointer.read() } == 2);
+    drop(guard);
+    Ok(Passed)
+}
+
+struct Defined {
+    number: Local<u32>,
+    atomic: Atomic<i64>,
+}
+
+define_per_cpu! {
+    /// Begins with the values that are given, on each CPU.
+    static DEFINED: Defined = Defined { number: Local::new(5), atomic: Atomic::new(-6) };
+}
+
+declare_per_cpu! {
+    // SAFETY: It is `DEFINE_PER_CPU(u64, percpu_ref_test_counter)` in this_cpu.c, which does
+    // `this_cpu_inc()`.
+    unsafe static COUNTER: Local<u64> = percpu_ref_test_counter;
+}
+
+extern "C" {
+    fn percpu_ref_test_inc_counter();
+    fn percpu_ref_test_sum_counter() -> u64;
+}
+
+/// Variables that are in the image of the module, or that C defines.
+pub(super) fn percpu_static() -> Result<Outcome> {
+    // Another run of the cases in the same kernel, by KUnit, finds what this one leaves.
+    static BEFORE: Atomic<u32> = Atomic::new(0);
+    let runs = BEFORE.fetch_add(1, Relaxed);
+    let online = online_cpus().count() as u32;
+    let number = DEFINED.project(percpu_field!(Defined, number));
+
+    for cpu in possible_cpus() {
+        check!(DEFINED
+            .get_cpu(cpu)
+            .is_some_and(|v| v.atomic.load(Relaxed) == -6));
+        check!(runs > 0 || number.read_cpu(cpu) == Some(5));
+    }
+    let before = number.sum();
+    let counted = COUNTER.sum();
+    for cpu in online_cpus() {
+        on_cpu(cpu, || {
+            DEFINED.project(percpu_field!(Defined, number)).inc();
+            COUNTER.add(2);
+            // SAFETY: Has no requirements.
+            unsafe { percpu_ref_test_inc_counter() };
+        })?;
+    }
+    check!(number.sum() == before + online);
+    check!(COUNTER.sum() == counted + 3 * u64::from(online));
+    // SAFETY: Has no requirements.
+    check!(unsafe { percpu_ref_test_sum_counter() } == COUNTER.sum());
+    Ok(Passed)
+}
+
+/// A value with a lock in it is used without a guard, on whatever CPU the task is.
+pub(super) fn percpu_locks() -> Result<Outcome> {
+    let queues = PerCpu::<SpinLock<u32>>::new(|_| new_spinlock!(0), GFP_KERNEL)?;
+    let queues = Arc::new(queues, GFP_KERNEL)?;
+
+    for cpu in online_cpus() {
+        let queues = queues.clone();
+        on_cpu(cpu, move || {
+            if let Some(queue) = queues.get_cpu(CpuId::current()) {
+                *queue.lock() += 1;
+            }
+        })?;
+    }
+    let mut sum = 0;
+    for (_, queue) in queues.iter() {
+        sum += *queue.lock();
+    }
+    check!(sum as usize == online_cpus().count());
+    Ok(Passed)
+}
+
+/// All copies can be changed where there is the only reference, pinned or not.
+pub(super) fn percpu_iter_mut() -> Result<Outcome> {
+    let mut values = PerCpu::<Local<u16>>::zeroed(GFP_KERNEL)?;
+
+    for (cpu, value) in values.iter_mut() {
+        *value.get_mut() = cpu.as_u32() as u16 + 1;
+    }
+    for (_, value) in values.iter_pin_mut() {
+        *value.get_mut().get_mut() *= 2;
+    }
+    for cpu in possible_cpus() {
+        check!(values.read_cpu(cpu) == Some(2 * (cpu.as_u32() as u16 + 1)));
+    }
+    check!(percpu::online_cpus().count() == online_cpus().count());
+    check!(percpu::online_cpus().all(|cpu| possible_cpus().any(|other| other == cpu)));
+    Ok(Passed)
+}
+
+extern "C" {
+    fn percpu_ref_test_preempt_count() -> c_uint;
+    fn percpu_ref_test_set_need_resched();
+    fn percpu_ref_test_need_resched() -> bool;
+    fn percpu_ref_test_c_reschedules() -> bool;
+}
+
+/// The guard moves the count that C reads by one, and lets another task run if that was due. So do
+/// a get and a put.
+pub(super) fn preempt_guard_as_in_c() -> Result<Outcome> {
+    if !cfg!(CONFIG_PREEMPT_COUNT) {
+        return Ok(Skipped("this kernel does not count"));
+    }
+    // SAFETY: Has no requirements.
+    let count = || unsafe { percpu_ref_test_preempt_count() };
+    let before = count();
+    let guard = PreemptGuard::new();
+    check!(count() == before + 1);
+    let inner = PreemptGuard::new();
+    check!(count() == before + 2);
+    drop(inner);
+    check!(count() == before + 1);
+    drop(guard);
+    check!(count() == before);
+
+    let (thing, _) = Thing::shared()?;
+    let (mut by_c, mut by_guard, mut by_get, mut by_put) = (0, 0, 0, 0);
+    for _ in 0..100 {
+        // SAFETY: In all of these: to be rescheduled does no harm.
+        let is_done = |run: &mut dyn FnMut()| unsafe {
+            percpu_ref_test_set_need_resched();
+            run();
+            u32::from(!percpu_ref_test_need_resched())
+        };
+        // SAFETY: As above.
+        by_c += u32::from(unsafe { percpu_ref_test_c_reschedules() });
+        by_guard += is_done(&mut || drop(PreemptGuard::new()));
+        let mut guard = None;
+        by_get += is_done(&mut || guard = thing.try_get());
+        by_put += is_done(&mut || drop(guard.take()));
+    }
+    pr_info!("        # rescheduled {by_c} {by_guard} {by_get} {by_put} of 100 times\n");
+    if by_c == 0 {
+        return Ok(Skipped("this kernel does not preempt"));
+    }
+    // The timer may ask for it again at once.
+    check!(by_c > 80 && by_guard > 80 && by_get > 80 && by_put > 80);
+    check!(count() == before);
+    Ok(Passed)
+}
+
+/// Safe code can disable preemption to a depth far below the kernel's limit, and RCU waits for it
+/// there.
+pub(super) fn preempt_guards_have_a_bound() -> Result<Outcome> {
+    let (thing, events) = Thing::shared()?;
+    let (callback, ran) = Callback::new(0)?;
+    let most = PreemptGuard::MAX_DEPTH as usize;
+    let mut guards = KVec::with_capacity(most + 1, GFP_KERNEL)?;
+    // SAFETY: Has no requirements.
+    let before = unsafe { percpu_ref_test_preempt_count() } as usize;
+
+    for _ in 0..=most {
+        let Some(guard) = PreemptGuard::try_new() else {
+            break;
+        };
+        // There is room for it.
+        guards.push(guard, GFP_ATOMIC)?;
+    }
+    let depth = guards.len();
+    // A reference can be got at any depth.
+    let guard = thing.try_get();
+    callback.call_hurry();
+    let start = Instant::<Monotonic>::now();
+    let mut early = false;
+    while start.elapsed() < Delta::from_millis(40) {
+        early |= ran.confirmed.get() != 0;
+    }
+    drop(guards);
+
+    check!(guard.is_some_and(|guard| guard.is_alive()));
+    wait_for(|| ran.confirmed.get() == 1)?;
+    check!(PreemptGuard::try_new().is_some());
+    drop(thing);
+    check_end(&events, 0, 1)?;
+    if !cfg!(CONFIG_PREEMPT_COUNT) {
+        return Ok(Skipped("this kernel does not count"));
+    }
+    check!(!early);
+    // Half of what `PREEMPT_MASK` holds.
+    check!(most < 128);
+    check!(depth == most - before);
+    Ok(Passed)
+}
+
+/// Each CPU changes its own integer and no other.
+pub(super) fn percpu_local_on_each_cpu() -> Result<Outcome> {
+    let local = Arc::new(PerCpu::<Local<u64>>::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
+    let mut sum = 0;
+
+    for cpu in online_cpus() {
+        let amount = u64::from(cpu.as_u32()) + 1;
+        let on_that = local.clone();
+        on_cpu(cpu, move || {
+            for _ in 0..1000 {
+                on_that.add(amount);
+            }
+        })?;
+        check!(local.read_cpu(cpu) == Some(1000 * amount));
+        sum += 1000 * amount;
+    }
+    check!(local.sum() == sum);
+    Ok(Passed)
+}
+
+/// Values that are no integers: each CPU has the one made for it, and any CPU can see it.
+pub(super) fn percpu_values() -> Result<Outcome> {
+    let values = PerCpu::new(|cpu| (cpu.as_u32(), Atomic::new(0i32)), GFP_KERNEL)?;
+    let values = Arc::new(values, GFP_KERNEL)?;
+
+    check!(values.iter().count() == possible_cpus().count());
+    for cpu in online_cpus() {
+        let on_that = values.clone();
+        let own = on_cpu(cpu, move || {
+            let guard = PreemptGuard::new();
+            let (number, hits) = on_that.get(&guard);
+            hits.add(1, Relaxed);
+            *number
+        })?;
+        check!(own == cpu.as_u32());
+        check!(values.get_cpu(cpu).is_some_and(|v| v.1.load(Relaxed) == 1));
+    }
+    check!(values.iter().all(|(cpu, value)| value.0 == cpu.as_u32()));
+    Ok(Passed)
+}
+
+/// Counts itself, for the cases about per-CPU values that are dropped.
+struct Tally(Arc<Atomic<i32>>);
+
+impl Tally {
+    fn new(tally: &Arc<Atomic<i32>>) -> Self {
+        tally.add(1, Relaxed);
+        Self(tally.clone())
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+pub(super) fn percpu_init_rolls_back() -> Result<Outcome> {
+    let tally = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+    let cpus = possible_cpus().count() as i32;
+
+    // All succeed: one value for each CPU, dropped with the whole.
+    let values = PerCpu::new(|_| Tally::new(&tally), GFP_KERNEL)?;
+    check!(tally.load(Relaxed) == cpus);
+    drop(values);
+    check!(tally.load(Relaxed) == 0);
+
+    // The last one fails: the others are dropped, and the error is passed on.
+    let mut made = 0;
+    let values = PerCpu::<Tally>::new(
+        |_| {
+            made += 1;
+            if made == cpus {
+                return Err(EBUSY);
+            }
+            Ok(Tally::new(&tally))
+        },
+        GFP_KERNEL,
+    );
+    check!(values.err() == Some(EBUSY));
+    check!(made == cpus);
+    check!(tally.load(Relaxed) == 0);
+    Ok(Passed)
+}
+
+/// Allocations that may not block soon find no memory: few pages are kept for them.
+pub(super) fn percpu_no_memory() -> Result<Outcome> {
+    let mut taken = KVec::with_capacity(256, GFP_KERNEL)?;
+    let mut error = None;
+
+    while error.is_none() && taken.len() < taken.capacity() {
+        let large = PerCpu::<[u8; 32 << 10]>::new(|_| init_zeroed(), GFP_NOWAIT | __GFP_NOWARN);
+        match large {
+            Ok(large) => taken.push(large, GFP_KERNEL)?,
+            Err(e) => error = Some(e),
+        }
+    }
+    check!(error == Some(ENOMEM));
+    drop(taken);
+    // It was not for good.
+    PerCpu::<Local<u32>>::zeroed(GFP_KERNEL)?;
+    Ok(Passed)
+}
