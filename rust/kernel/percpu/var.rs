@@ -22,9 +22,10 @@ use core::{
 
 /// A per-CPU variable: one `T` for each possible CPU.
 ///
-/// This is what a [`PerCpu<T>`](super::PerCpu) owns, what [`define_per_cpu!`](crate::define_per_cpu) defines, and what a
-/// [`Projection`] borrows a part of. `O` is the offset of that part, and is known when the code is
-/// compiled, so that using a field costs no more than using the whole.
+/// This is what a [`PerCpu<T>`](super::PerCpu) owns, what
+/// [`define_per_cpu!`](crate::define_per_cpu) defines, and what a [`Projection`] borrows a part of.
+/// `O` is the offset of that part, and is known when the code is compiled, so that using a field
+/// costs no more than using the whole.
 ///
 /// # Invariants
 ///
@@ -335,7 +336,8 @@ impl<T> Template<T> {
 }
 
 impl<T: 'static> PerCpuVar<T> {
-    /// Used by [`define_per_cpu!`](crate::define_per_cpu) and [`declare_per_cpu!`](crate::declare_per_cpu).
+    /// Used by [`define_per_cpu!`](crate::define_per_cpu) and
+    /// [`declare_per_cpu!`](crate::declare_per_cpu).
     ///
     /// # Safety
     ///
@@ -386,8 +388,8 @@ impl<T: 'static> PerCpuVar<T> {
 #[doc(alias("DEFINE_PER_CPU", "PERCPU_MODULE_RESERVE"))]
 #[macro_export]
 macro_rules! define_per_cpu {
-    ($($(#[$attribute:meta])* $vis:vis static $name:ident: $type:ty = $value:expr;)*) => {$(
-        $(#[$attribute])*
+    ($($(#[$attr:meta])* $vis:vis static $name:ident: $type:ty = $value:expr;)*) => {$(
+        $(#[$attr])*
         $vis const $name: $crate::percpu::PerCpuVar<$type> = {
             // `PER_CPU_BASE_SECTION` in include/asm-generic/percpu.h.
             #[cfg_attr(CONFIG_SMP, link_section = ".data..percpu")]
@@ -428,8 +430,8 @@ macro_rules! define_per_cpu {
 #[doc(alias = "DECLARE_PER_CPU")]
 #[macro_export]
 macro_rules! declare_per_cpu {
-    ($($(#[$attribute:meta])* $vis:vis unsafe static $name:ident: $type:ty = $symbol:ident;)*) => {$(
-        $(#[$attribute])*
+    ($($(#[$attr:meta])* $vis:vis unsafe static $name:ident: $type:ty = $symbol:ident;)*) => {$(
+        $(#[$attr])*
         $vis const $name: $crate::percpu::PerCpuVar<$type> = {
             extern "C" {
                 #[link_name = ::core::stringify!($symbol)]
