@@ -50,6 +50,7 @@ use kernel::{
 
 #[path = "../tests/cases/kthread.rs"]
 mod kthread;
+mod this_cpu;
 
 use kthread::{
     online_cpus,
@@ -107,6 +108,7 @@ struct Subjects {
     arc: Arc<Payload>,
     revocable: Pin<KBox<Revocable<Payload>>>,
     wrapper: Pin<KBox<Wrapper<Payload>>>,
+    variables: this_cpu::Variables,
 }
 
 impl Subjects {
@@ -116,6 +118,7 @@ impl Subjects {
             arc: Arc::new(Payload([7; 2]), GFP_KERNEL)?,
             revocable: KBox::pin_init(Revocable::new(Payload([7; 2])), GFP_KERNEL)?,
             wrapper: KBox::pin_init(Wrapper::new(Payload([7; 2])), GFP_KERNEL)?,
+            variables: this_cpu::Variables::new()?,
         })
     }
 }
@@ -625,7 +628,7 @@ fn count_instructions(subjects: &Subjects) -> Result {
         );
         return Err(ENODEV);
     }
-    for op in OPS.iter().filter(|op| op.is_hot) {
+    for op in Iterator::chain(OPS.iter().filter(|op| op.is_hot), this_cpu::OPS) {
         let mut empty = [0; EMPTY.len()];
         for (index, (name, run), subtract) in op.loops() {
             let mut all = cycles(*run, op.times);

@@ -26,7 +26,7 @@ pub(crate) use super::offset::per_cpu_ptr;
 /// Both must have the same length.
 ///
 /// C macro: `ALTERNATIVE()` in
-/// [`arch/arm64/include/asm/alternative-macros.h`](srctree/arch/arm64/include/asm/alternative-macros.h)
+/// arch/arm64/include/asm/alternative-macros.h
 macro_rules! alternative_asm {
     ([$($old:expr),* $(,)?], [$($new:expr),* $(,)?], $cap:ident, $($operand:tt)*) => {
         asm!(
