@@ -189,6 +189,7 @@ suite!(CASES = percpu_ref [
     preempt_guards_have_a_bound,
     percpu_bool_and_pointer,
     percpu_static,
+    percpu_against_interrupts,
     percpu_locks,
     percpu_iter_mut,
     percpu_values,

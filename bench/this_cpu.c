@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The this_cpu operations as a driver in C would have them compiled: each function does one of them @n
- * times, on an allocated variable, on a field of one, or on a static one.
+ * The this_cpu operations as a driver in C would have them compiled: each function does one of
+ * them @n times, on an allocated variable, on a field of one, or on a static one.
  */
 
 #include <linux/compiler.h>

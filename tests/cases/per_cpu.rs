@@ -264,6 +264,135 @@ pub(super) fn percpu_static() -> Result<Outcome> {
     Ok(Passed)
 }
 
+/// What tasks and interrupts change on the same CPU.
+#[derive(Zeroable)]
+struct Contended {
+    /// Both add to it.
+    wide: Local<u64>,
+    narrow: Local<u8>,
+    /// The task adds by `cmpxchg()`.
+    exchanged: Local<u32>,
+    /// The interrupt adds, and the task takes all.
+    taken: Local<u64>,
+    /// The task has bit 0, and the interrupt bit 1.
+    bits: Local<u16>,
+    interrupts: Local<u64>,
+    errors: Local<u32>,
+}
+
+define_per_cpu! {
+    static CONTENDED: Contended = Contended {
+        wide: Local::new(0),
+        narrow: Local::new(0),
+        exchanged: Local::new(0),
+        taken: Local::new(0),
+        bits: Local::new(0),
+        interrupts: Local::new(0),
+        errors: Local::new(0),
+    };
+}
+
+macro_rules! contended {
+    ($field:ident) => {
+        CONTENDED.project(percpu_field!(Contended, $field))
+    };
+}
+
+extern "C" {
+    fn percpu_ref_test_on_each_cpu(func: unsafe extern "C" fn(*mut c_void), arg: *mut c_void);
+}
+
+unsafe extern "C" fn contend(_: *mut c_void) {
+    let turn = contended!(interrupts).add_return(1);
+    contended!(wide).add(1 << 32);
+    contended!(narrow).inc();
+    contended!(exchanged).inc();
+    contended!(taken).add(1);
+    let bits = contended!(bits);
+    // As the interrupt before left it.
+    if (bits.read() & 2 != 0) != (turn % 2 == 0) {
+        contended!(errors).inc();
+    }
+    if turn % 2 == 0 {
+        bits.and(!2);
+    } else {
+        bits.or(2);
+    }
+}
+
+/// Interrupts on each CPU change what a task is changing, by each operation, and nothing is lost.
+pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
+    let stop = Arc::new(Atomic::new(0u32), GFP_KERNEL)?;
+    let turns = Arc::new(Atomic::new(0u64), GFP_KERNEL)?;
+    let taken = Arc::new(Atomic::new(0u64), GFP_KERNEL)?;
+    let mut threads = KVec::new();
+    let before = [
+        contended!(wide).sum(),
+        contended!(narrow).sum().into(),
+        contended!(exchanged).sum().into(),
+    ];
+    let (interrupts, left) = (contended!(interrupts).sum(), contended!(taken).sum());
+
+    for cpu in online_cpus() {
+        let (stop, turns, all_taken) = (stop.clone(), turns.clone(), taken.clone());
+        let run = move || {
+            let (mut mine, mut taken) = (0u64, 0);
+            while stop.load(Relaxed) == 0 {
+                contended!(wide).add(3);
+                contended!(wide).sub(1);
+                contended!(narrow).inc();
+                let mut old = contended!(exchanged).read();
+                loop {
+                    let new = old.wrapping_add(1);
+                    if contended!(exchanged).try_cmpxchg(&mut old, new) {
+                        break;
+                    }
+                }
+                taken += contended!(taken).xchg(0);
+                let bits = contended!(bits);
+                if mine % 2 == 0 {
+                    bits.or(1);
+                } else {
+                    bits.and(!1);
+                }
+                mine += 1;
+                if (bits.read() & 1 != 0) != (mine % 2 != 0) {
+                    contended!(errors).inc();
+                }
+                if mine % 1024 == 0 {
+                    // SAFETY: May sleep here.
+                    unsafe { bindings::schedule() };
+                }
+            }
+            contended!(bits).and(!1);
+            turns.fetch_add(mine, Relaxed);
+            all_taken.fetch_add(taken, Relaxed);
+        };
+        threads.push(Thread::spawn(cpu, run)?, GFP_KERNEL)?;
+    }
+    let start = Instant::<Monotonic>::now();
+    while start.elapsed() < Delta::from_millis(300) {
+        // SAFETY: `contend()` can be called from any context but NMI.
+        unsafe { percpu_ref_test_on_each_cpu(contend, core::ptr::null_mut()) };
+        fsleep(Delta::from_micros(50));
+    }
+    stop.store(1, Relaxed);
+    drop(threads);
+
+    let interrupts = contended!(interrupts).sum() - interrupts;
+    let turns = turns.load(Relaxed);
+    pr_info!("        # {turns} turns, {interrupts} interrupts\n");
+    check!(interrupts > 0 && turns > 0);
+    let wide = (2 * turns).wrapping_add(interrupts << 32);
+    check!(contended!(wide).sum() == before[0].wrapping_add(wide));
+    check!(u64::from(contended!(narrow).sum()) == (before[1] + turns + interrupts) & 0xff);
+    let exchanged = before[2] + turns + interrupts;
+    check!(contended!(exchanged).sum() == exchanged as u32);
+    check!(taken.load(Relaxed) + contended!(taken).sum() == left + interrupts);
+    check!(contended!(errors).sum() == 0);
+    Ok(Passed)
+}
+
 /// A value with a lock in it is used without a guard, on whatever CPU the task is.
 pub(super) fn percpu_locks() -> Result<Outcome> {
     let queues = PerCpu::<SpinLock<u32>>::new(|_| new_spinlock!(0), GFP_KERNEL)?;

@@ -7,6 +7,7 @@
 #include <linux/percpu.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
+#include <linux/smp.h>
 #include <linux/types.h>
 
 static DEFINE_PER_CPU(u8, var_8);
@@ -95,6 +96,12 @@ u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)
 	default:
 		return this_cpu_64(op, a, b);
 	}
+}
+
+/* Runs @func on all CPUs, in an interrupt on all but this one. */
+void percpu_ref_test_on_each_cpu(smp_call_func_t func, void *arg)
+{
+	on_each_cpu(func, arg, 1);
 }
 
 unsigned int percpu_ref_test_preempt_count(void)
