@@ -20,31 +20,50 @@ static DEFINE_PER_CPU(u64, variable);
 #define ALLOCATED (*READ_ONCE(allocated))
 #define FIELD (READ_ONCE(fields)->value)
 
-#define LOOP(op, where, ...)							\
-noinline void percpu_ref_bench_##op##where(const void *unused, unsigned long n)	\
+#define LOOP(name, once)							\
+noinline void percpu_ref_bench_##name(const void *unused, unsigned long n)	\
 {										\
 	while (n--) {								\
-		__VA_ARGS__;							\
+		once;								\
 		OPTIMIZER_HIDE_VAR(n); /* Or short loops are unrolled. */	\
 	}									\
 }
 
-#define LOOPS(where, var)							\
-LOOP(read, where, this_cpu_read(var))						\
-LOOP(write, where, this_cpu_write(var, n))					\
-LOOP(add, where, this_cpu_add(var, n))						\
-LOOP(add_7, where, this_cpu_add(var, 7))					\
-LOOP(inc, where, this_cpu_inc(var))						\
-LOOP(dec, where, this_cpu_dec(var))						\
-LOOP(and, where, this_cpu_and(var, n))						\
-LOOP(or, where, this_cpu_or(var, n))						\
-LOOP(add_return, where, this_cpu_add_return(var, n))				\
-LOOP(xchg, where, this_cpu_xchg(var, n))					\
-LOOP(cmpxchg, where, this_cpu_cmpxchg(var, n, n))
+LOOP(read, this_cpu_read(ALLOCATED))
+LOOP(write, this_cpu_write(ALLOCATED, n))
+LOOP(add, this_cpu_add(ALLOCATED, n))
+LOOP(add_7, this_cpu_add(ALLOCATED, 7))
+LOOP(inc, this_cpu_inc(ALLOCATED))
+LOOP(dec, this_cpu_dec(ALLOCATED))
+LOOP(and, this_cpu_and(ALLOCATED, n))
+LOOP(or, this_cpu_or(ALLOCATED, n))
+LOOP(add_return, this_cpu_add_return(ALLOCATED, n))
+LOOP(xchg, this_cpu_xchg(ALLOCATED, n))
+LOOP(cmpxchg, this_cpu_cmpxchg(ALLOCATED, n, n))
 
-LOOPS(, ALLOCATED)
-LOOPS(_field, FIELD)
-LOOPS(_static, variable)
+LOOP(read_field, this_cpu_read(FIELD))
+LOOP(write_field, this_cpu_write(FIELD, n))
+LOOP(add_field, this_cpu_add(FIELD, n))
+LOOP(add_7_field, this_cpu_add(FIELD, 7))
+LOOP(inc_field, this_cpu_inc(FIELD))
+LOOP(dec_field, this_cpu_dec(FIELD))
+LOOP(and_field, this_cpu_and(FIELD, n))
+LOOP(or_field, this_cpu_or(FIELD, n))
+LOOP(add_return_field, this_cpu_add_return(FIELD, n))
+LOOP(xchg_field, this_cpu_xchg(FIELD, n))
+LOOP(cmpxchg_field, this_cpu_cmpxchg(FIELD, n, n))
+
+LOOP(read_static, this_cpu_read(variable))
+LOOP(write_static, this_cpu_write(variable, n))
+LOOP(add_static, this_cpu_add(variable, n))
+LOOP(add_7_static, this_cpu_add(variable, 7))
+LOOP(inc_static, this_cpu_inc(variable))
+LOOP(dec_static, this_cpu_dec(variable))
+LOOP(and_static, this_cpu_and(variable, n))
+LOOP(or_static, this_cpu_or(variable, n))
+LOOP(add_return_static, this_cpu_add_return(variable, n))
+LOOP(xchg_static, this_cpu_xchg(variable, n))
+LOOP(cmpxchg_static, this_cpu_cmpxchg(variable, n, n))
 
 int percpu_ref_bench_this_cpu_init(void)
 {
