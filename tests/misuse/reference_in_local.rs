@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A reference cannot be in a `Local`: zeroed memory would not be one.
+//!
+//! error[E0277]
+
+use kernel::percpu::Local;
+
+#[cfg(misuse)]
+type Value = &'static u32;
+#[cfg(not(misuse))]
+type Value = *const u32;
+
+pub fn make(value: &'static u32) -> Local<Value> {
+    Local::new(value)
+}
