@@ -25,7 +25,6 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        rcu::read_lock,
         Arc,
         Mutex, //
     },
@@ -232,13 +231,10 @@ impl Stage {
         while !self.is_over() {
             turn = turn.wrapping_add(1);
             let place = &self.places[(turn / 3) & 7];
-            let found = {
-                let section = read_lock();
-                if turn % 2 == 0 {
-                    place.try_get(&section)
-                } else {
-                    place.try_get_live(&section)
-                }
+            let found = if turn % 2 == 0 {
+                place.try_get()
+            } else {
+                place.try_get_live()
             };
             if let Some(guard) = found {
                 GETS.inc();
@@ -392,9 +388,8 @@ extern "C" fn rust_percpu_ref_torture_irq(in_hard_irq: bool) {
     if let Some(guard) = stage.gate.try_get_live() {
         Gate::pass(guard);
     }
-    let section = read_lock();
     let place = &stage.places[IN_IRQ.get() as usize & 7];
-    expect!(place.try_get(&section).is_none_or(|guard| guard.is_alive()));
+    expect!(place.try_get().is_none_or(|guard| guard.is_alive()));
 }
 
 struct Torture;

@@ -10,7 +10,7 @@ use kernel::sync::percpu_ref::{
     UniquePercpuRef, //
 };
 use kernel::sync::rcu::{
-    RcuBox,
+    RcuCallbackBox,
     RcuCallback, //
 };
 use kernel::{
@@ -95,7 +95,7 @@ impl Counted for Slow {
 fn ask_when_closed() {
     let error = UniquePercpuRef::new(Late, GFP_KERNEL).err();
     pr_info!("when closed: {}\n", error.map_or(0, Error::to_errno));
-    if let Ok(callback) = RcuBox::new(Once, GFP_KERNEL) {
+    if let Ok(callback) = RcuCallbackBox::new(Once, GFP_KERNEL) {
         callback.call();
     }
 }
@@ -104,7 +104,7 @@ fn ask_when_closed() {
 struct Once;
 
 impl RcuCallback for Once {
-    fn run(_this: RcuBox<Self>) {
+    fn run(_this: RcuCallbackBox<Self>) {
         pr_info!("a callback runs in a closed module\n");
     }
 }
@@ -146,7 +146,7 @@ impl Counted for Object {
 struct Endless;
 
 impl RcuCallback for Endless {
-    fn run(this: RcuBox<Self>) {
+    fn run(this: RcuCallbackBox<Self>) {
         if HEIRS.load(Relaxed) == 0 {
             Heir::beget();
         }
@@ -221,7 +221,7 @@ impl kernel::Module for Owner {
         };
 
         if value(module_parameters::endless.value()) != 0 {
-            RcuBox::new(Endless, GFP_KERNEL)?.call_hurry();
+            RcuCallbackBox::new(Endless, GFP_KERNEL)?.call_hurry();
         }
         for number in 0..value(module_parameters::forget.value()) {
             let object = Object(KBox::new(number + 1, GFP_KERNEL)?);
