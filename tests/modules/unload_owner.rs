@@ -10,8 +10,9 @@ use kernel::sync::percpu_ref::{
     UniquePercpuRef, //
 };
 use kernel::sync::rcu::{
-    RcuCallbackBox,
-    RcuCallback, //
+    RcuBox,
+    RcuCallback,
+    RcuCallbackBox, //
 };
 use kernel::{
     prelude::*,
@@ -46,6 +47,10 @@ module! {
             default: 100,
             description: "Objects that are killed on unloading",
         },
+        boxes: u32 {
+            default: 0,
+            description: "Boxes that RCU readers may see when they are dropped on unloading",
+        },
         hold_ms: u32 {
             default: 0,
             description: "Milliseconds that another module holds one object more; 0: there is none",
@@ -75,8 +80,28 @@ module! {
 
 struct Owner {
     _queue: KVec<PercpuRef<Object>>,
+    _boxes: KVec<RcuBox<Outer>>,
     _held: Option<PercpuRef<Owned>>,
     _slow: Option<PercpuRef<Slow>>,
+}
+
+/// An object that is dropped by RCU, and then passes another one to RCU.
+struct Outer {
+    _inner: RcuBox<Inner>,
+}
+
+/// An object that is dropped by RCU.
+struct Inner {
+    number: u32,
+    boxes: u32,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.number + 1 == self.boxes {
+            pr_info!("dropped the last box\n");
+        }
+    }
 }
 
 /// An object whose release takes its time.
@@ -204,6 +229,13 @@ impl kernel::Module for Owner {
             queue.push(UniquePercpuRef::new(object, GFP_KERNEL)?.into(), GFP_KERNEL)?;
         }
 
+        let boxes = value(module_parameters::boxes.value());
+        let mut outer = KVec::with_capacity(boxes as usize, GFP_KERNEL)?;
+        for number in 0..boxes {
+            let inner = RcuBox::new(Inner { number, boxes }, GFP_KERNEL)?;
+            outer.push(RcuBox::new(Outer { _inner: inner }, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+
         let ms = value(module_parameters::hold_ms.value());
         let held = if ms == 0 {
             None
@@ -241,6 +273,7 @@ impl kernel::Module for Owner {
         }
         Ok(Self {
             _queue: queue,
+            _boxes: outer,
             _held: held,
             _slow: slow,
         })
