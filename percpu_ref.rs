@@ -13,7 +13,7 @@
 //! | [`sync::percpu_ref`] | the reference count |
 //! | [`percpu`] | per-CPU memory |
 //! | [`preempt`] | a guard that disables preemption |
-//! | [`sync::rcu`] | RCU callbacks that own their object |
+//! | [`sync::rcu`] | objects that RCU readers find and that outlive them, and RCU callbacks |
 //!
 //! What the reference count has is also at the root of this crate.
 
@@ -55,19 +55,27 @@ mod library {
             #[doc(no_inline)]
             pub use kernel::sync::rcu::*;
 
+            pub(crate) mod arch;
+            mod boxed;
             mod callback;
+            mod cell;
             #[doc(hidden)]
             pub mod unload;
 
+            pub use boxed::{
+                RcuAllocator,
+                RcuBox, //
+            };
             pub(crate) use callback::impl_rcu_pointer;
             pub use callback::{
                 call,
                 call_hurry,
-                RcuBox,
                 RcuCallback,
+                RcuCallbackBox,
                 RcuHead,
                 RcuPointer, //
             };
+            pub use cell::RcuCell;
 
             /// Waits until the callbacks that were queued before have run, as the kernel crate's
             /// own function does since 7.3.

@@ -24,7 +24,8 @@ use kernel::sync::percpu_ref::{
 use kernel::sync::rcu::{
     self,
     RcuBox,
-    RcuCallback, //
+    RcuCallback,
+    RcuCallbackBox, //
 };
 use kernel::{
     bindings,
@@ -68,6 +69,8 @@ mod modes;
 mod oracle;
 #[path = "tests/cases/per_cpu.rs"]
 mod per_cpu;
+#[path = "tests/cases/rcu.rs"]
+mod rcu_cases;
 #[path = "tests/cases/references.rs"]
 mod references;
 
@@ -78,6 +81,7 @@ use self::{
     modes::*,
     oracle::*,
     per_cpu::*,
+    rcu_cases::*,
     references::*, //
 };
 use kthread::{
@@ -195,8 +199,14 @@ suite!(CASES = percpu_ref [
     percpu_values,
     percpu_init_rolls_back,
     percpu_no_memory,
-    rcu_box,
-    rcu_box_calls_again,
+    rcu_callback_box,
+    rcu_callback_calls_again,
+    rcu_box_waits_for_readers,
+    rcu_box_frees_later,
+    rcu_box_of_each_allocator,
+    rcu_box_init_fails,
+    rcu_cell_owns,
+    rcu_cell_readers_race,
     init,
     init_fails,
     cancel_init,
@@ -565,7 +575,10 @@ struct Huge {
     _bytes: [u8; 1 << 40],
 }
 
-impl RcuCallback for Huge {}
+impl RcuCallback for Huge {
+    fn run(_this: RcuCallbackBox<Self>) {}
+}
+
 impl Counted for Huge {}
 
 //
@@ -581,7 +594,7 @@ struct Callback {
 }
 
 impl Callback {
-    fn new(again: u32) -> Result<(RcuBox<Self>, Arc<Events>)> {
+    fn new(again: u32) -> Result<(RcuCallbackBox<Self>, Arc<Events>)> {
         let ran = Arc::new(Events::default(), GFP_KERNEL)?;
         let callback = Self {
             ran: ran.clone(),
@@ -589,12 +602,12 @@ impl Callback {
             // SAFETY: May be called anywhere.
             before: unsafe { bindings::get_state_synchronize_rcu() },
         };
-        Ok((RcuBox::new(callback, GFP_KERNEL)?, ran))
+        Ok((RcuCallbackBox::new(callback, GFP_KERNEL)?, ran))
     }
 }
 
 impl RcuCallback for Callback {
-    fn run(mut this: RcuBox<Self>) {
+    fn run(mut this: RcuCallbackBox<Self>) {
         // SAFETY: May be called anywhere.
         if !unsafe { bindings::poll_state_synchronize_rcu(this.before) } {
             this.ran.early.inc();
@@ -615,7 +628,7 @@ impl Drop for Callback {
     }
 }
 
-fn rcu_box() -> Result<Outcome> {
+fn rcu_callback_box() -> Result<Outcome> {
     // Not given to RCU.
     let (callback, ran) = Callback::new(0)?;
     drop(callback);
@@ -639,12 +652,12 @@ fn rcu_box() -> Result<Outcome> {
     check!(ran.confirmed.get() == 1 && ran.dropped.get() == 1 && ran.early.get() == 0);
 
     // No memory.
-    let huge = RcuBox::new(init_zeroed::<Huge>(), GFP_KERNEL | __GFP_NOWARN);
+    let huge = RcuCallbackBox::new(init_zeroed::<Huge>(), GFP_KERNEL | __GFP_NOWARN);
     check!(huge.err() == Some(ENOMEM));
     Ok(Passed)
 }
 
-fn rcu_box_calls_again() -> Result<Outcome> {
+fn rcu_callback_calls_again() -> Result<Outcome> {
     let (callback, ran) = Callback::new(3)?;
     callback.call_hurry();
     wait_for(|| ran.dropped.get() == 1)?;

@@ -28,7 +28,15 @@ struct c_shared {
 	u64 payload[2];
 };
 
+/* An object that readers find, which is replaced as a whole. */
+struct c_settings {
+	struct rcu_head rcu;
+	u64 payload[2];
+};
+
 static struct c_object object;
+static struct c_object __rcu *place;
+static struct c_settings __rcu *settings;
 static struct c_shared shared;
 
 /* Objects that are not released yet, and when the last one was. */
@@ -71,6 +79,33 @@ static inline void c_try_get_live_put(void)
 {
 	if (percpu_ref_tryget_live(&object.ref))
 		percpu_ref_put(&object.ref);
+}
+
+/* As drivers have it. */
+static inline void c_lookup_put(void)
+{
+	struct c_object *c;
+
+	rcu_read_lock();
+	c = rcu_dereference(place);
+	if (c && !percpu_ref_tryget_live_rcu(&c->ref))
+		c = NULL;
+	rcu_read_unlock();
+	if (c)
+		percpu_ref_put(&c->ref);
+}
+
+/* There is one writer. */
+static inline void c_replace_free(void)
+{
+	struct c_settings *c = kmalloc(sizeof(*c), GFP_KERNEL);
+
+	if (!c)
+		return;
+	c->payload[0] = c->payload[1] = 7;
+	c = rcu_replace_pointer(settings, c, true);
+	if (c)
+		kfree_rcu(c, rcu);
 }
 
 static inline void c_get_put(void)
@@ -156,6 +191,8 @@ LOOP(this_cpu)
 LOOP(rcu_lock_unlock)
 LOOP(c_try_get_put)
 LOOP(c_try_get_live_put)
+LOOP(c_lookup_put)
+LOOP(c_replace_free)
 LOOP(c_get_put)
 LOOP(c_batch)
 LOOP(refcount_try_get_put)
@@ -181,11 +218,13 @@ u64 percpu_ref_bench_c_kill(struct c_object **objects, unsigned int n)
 int percpu_ref_bench_init(void)
 {
 	refcount_set(&shared.ref, 1);
+	RCU_INIT_POINTER(place, &object);
 	return percpu_ref_init(&object.ref, released, 0, GFP_KERNEL);
 }
 
 void percpu_ref_bench_exit(void)
 {
+	kfree(rcu_replace_pointer(settings, NULL, true));
 	percpu_ref_exit(&object.ref);
 }
 

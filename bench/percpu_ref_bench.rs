@@ -23,9 +23,14 @@
 use kernel::sync::percpu_ref::{
     Counted,
     PercpuRef,
+    RcuPercpuRef,
     UniquePercpuRef, //
 };
-use kernel::sync::rcu;
+use kernel::sync::rcu::{
+    self,
+    RcuBox,
+    RcuCell, //
+};
 use kernel::{
     bindings,
     error::to_result,
@@ -105,6 +110,8 @@ fn now() -> i64 {
 /// What the loops are about; those in C have their own.
 struct Subjects {
     ours: PercpuRef<Payload>,
+    place: RcuPercpuRef<Payload>,
+    settings: RcuCell<Payload>,
     arc: Arc<Payload>,
     revocable: Pin<KBox<Revocable<Payload>>>,
     wrapper: Pin<KBox<Wrapper<Payload>>>,
@@ -115,6 +122,8 @@ impl Subjects {
     fn new() -> Result<Self> {
         Ok(Self {
             ours: new_object()?,
+            place: new_object()?.into(),
+            settings: RcuCell::empty(),
             arc: Arc::new(Payload([7; 2]), GFP_KERNEL)?,
             revocable: KBox::pin_init(Revocable::new(Payload([7; 2])), GFP_KERNEL)?,
             wrapper: KBox::pin_init(Wrapper::new(Payload([7; 2])), GFP_KERNEL)?,
@@ -233,6 +242,12 @@ loops! {
     empty(_subjects) { core::hint::black_box(()) }
     try_get_put(subjects) { drop(subjects.ours.try_get()) }
     try_get_live_put(subjects) { drop(subjects.ours.try_get_live()) }
+    lookup_put(subjects) { drop(subjects.place.try_get_live()) }
+    replace_free(subjects) {
+        if let Ok(new) = RcuBox::new(Payload([7; 2]), GFP_KERNEL) {
+            drop(subjects.settings.replace(Some(new)));
+        }
+    }
     batch(subjects) { drop(subjects.ours.try_get_many(32)) }
     arc_clone_drop(subjects) { drop(subjects.arc.clone()) }
     revocable_access(subjects) { drop(subjects.revocable.try_access()) }
@@ -277,6 +292,8 @@ extern "C" {
     fn percpu_ref_bench_rcu_lock_unlock(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_try_get_put(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_try_get_live_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_lookup_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_replace_free(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_get_put(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_batch(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_init_free(_: *const c_void, n: usize);
@@ -365,6 +382,26 @@ const OPS: &[Op] = &[
         in_rust: 1,
         times: 50_000,
         is_hot: true,
+    },
+    Op {
+        name: "lookup_put",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_lookup_put),
+            ("rust_percpu_ref", lookup_put),
+        ],
+        in_rust: 1,
+        times: 50_000,
+        is_hot: true,
+    },
+    Op {
+        name: "replace_free",
+        peers: &[
+            ("c_kfree_rcu", percpu_ref_bench_c_replace_free),
+            ("rcu_box", replace_free),
+        ],
+        in_rust: 1,
+        times: 500,
+        is_hot: false,
     },
     Op {
         name: "init_free",

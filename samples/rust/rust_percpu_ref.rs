@@ -48,7 +48,6 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        rcu,
         Mutex, //
     },
     time::{
@@ -100,7 +99,7 @@ static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
 /// Begins a request. As long as the caller has the guard, the device is there. Getting the guard
 /// does not write to memory that other CPUs write to.
 fn begin_request() -> Result<PercpuRefGuard<Device>> {
-    DEVICE.try_get_live(&rcu::read_lock()).ok_or(ENODEV)
+    DEVICE.try_get_live().ok_or(ENODEV)
 }
 
 /// Removes the device. When this returns, no request is under way, also if it was another thread

@@ -16,12 +16,9 @@ use kernel::sync::percpu_ref::{
 use kernel::{
     error::to_result,
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        rcu, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     },
     types::ForeignOwnable, //
 };
@@ -50,7 +47,7 @@ static METER: RcuPercpuRef<Meter> = RcuPercpuRef::empty();
 #[no_mangle]
 extern "C" fn percpu_ref_from_c_get() -> *mut c_void {
     METER
-        .try_get_live(&rcu::read_lock())
+        .try_get_live()
         .map_or(ptr::null_mut(), PercpuRefGuard::into_foreign)
 }
 

@@ -11,10 +11,7 @@ use kernel::sync::percpu_ref::{
 };
 use kernel::{
     str::CString,
-    sync::{
-        global_lock,
-        rcu::read_lock, //
-    }, //
+    sync::global_lock, //
 };
 
 extern "C" {
@@ -457,7 +454,7 @@ pub(super) fn second_remover_waits() -> Result<Outcome> {
     for _ in 0..times(5) {
         let (thing, events) = Thing::shared()?;
         let place = Arc::new(RcuPercpuRef::from(thing), GFP_KERNEL)?;
-        let request = place.try_get_live(&read_lock()).ok_or(EIO)?;
+        let request = place.try_get_live().ok_or(EIO)?;
         let early = Arc::new(Counter::default(), GFP_KERNEL)?;
         let removed = Arc::new(Counter::default(), GFP_KERNEL)?;
 
@@ -494,14 +491,14 @@ pub(super) fn places_in_a_table() -> Result<Outcome> {
     let (second, second_events) = Thing::shared()?;
     let (third, third_events) = Thing::shared()?;
 
-    check!(place.try_get_many(3, &read_lock()).is_none());
+    check!(place.try_get_many(3).is_none());
     check!(place.insert(first).is_ok());
     let second = place.insert(second).err().ok_or(EIO)?;
-    let batch = place.try_get_many(3, &read_lock()).ok_or(EIO)?;
+    let batch = place.try_get_many(3).ok_or(EIO)?;
     check!(batch.len() == 3);
     drop(batch);
 
-    let mine = place.try_get(&read_lock()).ok_or(EIO)?;
+    let mine = place.try_get().ok_or(EIO)?;
     let other = second.try_get().ok_or(EIO)?;
     check!(PercpuRefGuard::ptr_eq(&mine, &mine.clone()) && !PercpuRefGuard::ptr_eq(&mine, &other));
     check!(second.is_of(&other) && !second.is_of(&mine) && second.ptr_eq(&second));
@@ -518,9 +515,9 @@ pub(super) fn places_in_a_table() -> Result<Outcome> {
         drop(thing);
         check!(events.released.get() == 1);
     }
-    let guard = place.try_get_live(&read_lock()).ok_or(EIO)?;
+    let guard = place.try_get_live().ok_or(EIO)?;
     let third = place.replace_if(&guard, None).map_err(|_| EIO)?;
-    check!(place.try_get(&read_lock()).is_none());
+    check!(place.try_get().is_none());
     drop((guard, third));
     check_end(&third_events, 0, 1)?;
     Ok(Passed)

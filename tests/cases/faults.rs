@@ -91,8 +91,16 @@ const ALLOCATING: &[Allocating] = &[
         PerCpu::new(|_| Atomic::new(0u64), gfp)?;
         Ok(())
     }),
+    ("RcuCallbackBox::new", |gfp| {
+        RcuCallbackBox::new(Nothing, gfp)?.call_hurry();
+        Ok(())
+    }),
     ("RcuBox::new", |gfp| {
-        RcuBox::new(Nothing, gfp)?.call_hurry();
+        drop(RcuBox::<_>::new(thing()?, gfp)?);
+        Ok(())
+    }),
+    ("RcuBox::new of what needs no drop", |gfp| {
+        drop(RcuBox::<_>::new(7u64, gfp)?);
         Ok(())
     }),
     ("UniquePercpuRef::new", |gfp| once(thing()?, gfp)),
@@ -127,7 +135,9 @@ const ALLOCATING: &[Allocating] = &[
 
 struct Nothing;
 
-impl RcuCallback for Nothing {}
+impl RcuCallback for Nothing {
+    fn run(_this: RcuCallbackBox<Self>) {}
+}
 
 fn reinit(unique: UniquePercpuRef<Thing, Reinit>) -> Result {
     let object = PercpuRef::from(unique);

@@ -52,7 +52,7 @@ pub(super) fn confirm_against_resurrect() -> Result<Outcome> {
 struct Delay;
 
 impl RcuCallback for Delay {
-    fn run(_this: RcuBox<Self>) {
+    fn run(_this: RcuCallbackBox<Self>) {
         let start = Instant::<Monotonic>::now();
         while start.elapsed() < Delta::from_micros(20) {}
     }
@@ -67,7 +67,7 @@ struct Owner {
 }
 
 impl RcuCallback for Owner {
-    fn run(this: RcuBox<Self>) {
+    fn run(this: RcuCallbackBox<Self>) {
         if this.events.confirmed.get() == 0 {
             this.first.add(1, Relaxed);
         }
@@ -88,7 +88,7 @@ pub(super) fn callbacks_out_of_order() -> Result<Outcome> {
         let (thing, events) = Thing::shared()?;
         let thing = on_cpu(here, move || {
             for _ in 0..500 {
-                RcuBox::new(Delay, GFP_KERNEL)?.call_hurry();
+                RcuCallbackBox::new(Delay, GFP_KERNEL)?.call_hurry();
             }
             thing.kill_and_confirm();
             Ok::<_, Error>(thing)
@@ -98,7 +98,7 @@ pub(super) fn callbacks_out_of_order() -> Result<Outcome> {
             events: events.clone(),
             first: first.clone(),
         };
-        let owner = RcuBox::new(owner, GFP_KERNEL)?;
+        let owner = RcuCallbackBox::new(owner, GFP_KERNEL)?;
         on_cpu(there, move || owner.call_hurry())?;
         rcu::rcu_barrier();
         check_events(&events, 1, 1)?;

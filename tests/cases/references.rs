@@ -332,13 +332,10 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
             let mut turn = 0usize;
             while shared.stop.load(Acquire) == 0 {
                 turn = turn.wrapping_add(1);
-                let found = {
-                    let section = read_lock();
-                    if turn % 2 == 0 {
-                        shared.place.try_get(&section)
-                    } else {
-                        shared.place.try_get_live(&section)
-                    }
+                let found = if turn % 2 == 0 {
+                    shared.place.try_get()
+                } else {
+                    shared.place.try_get_live()
                 };
                 match found {
                     Some(guard) if guard.is_alive() => shared.found.inc(),
@@ -401,8 +398,8 @@ pub(super) fn memory_outlives_section() -> Result<Outcome> {
 
     let mut new = KVec::with_capacity(50, GFP_KERNEL)?;
     {
-        let section = read_lock();
-        check!(place.try_get(&section).is_none());
+        let _section = read_lock();
+        check!(place.try_get().is_none());
         drop(place.replace(None));
         // A slab gives out first what came back last.
         while new.len() < new.capacity() {

@@ -6,24 +6,26 @@
 
 use kernel::prelude::*;
 use kernel::sync::rcu::{
-    RcuBox,
     RcuCallback, //
+    RcuCallbackBox,
 };
 
 pub struct Route<'a> {
     pub name: &'a str,
 }
 
-impl RcuCallback for Route<'static> {}
+impl RcuCallback for Route<'static> {
+    fn run(_this: RcuCallbackBox<Self>) {}
+}
 
 #[cfg(misuse)]
 pub fn defer(name: &str) -> Result {
-    RcuBox::new(Route { name }, GFP_KERNEL)?.call();
+    RcuCallbackBox::new(Route { name }, GFP_KERNEL)?.call();
     Ok(())
 }
 
 #[cfg(not(misuse))]
 pub fn defer(name: &'static str) -> Result {
-    RcuBox::new(Route { name }, GFP_KERNEL)?.call();
+    RcuCallbackBox::new(Route { name }, GFP_KERNEL)?.call();
     Ok(())
 }

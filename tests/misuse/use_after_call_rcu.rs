@@ -5,15 +5,17 @@
 //! error[E0382]
 
 use kernel::sync::rcu::{
-    RcuBox,
     RcuCallback, //
+    RcuCallbackBox,
 };
 
 pub struct Route(pub u32);
 
-impl RcuCallback for Route {}
+impl RcuCallback for Route {
+    fn run(_this: RcuCallbackBox<Self>) {}
+}
 
-pub fn defer(route: RcuBox<Route>) -> u32 {
+pub fn defer(route: RcuCallbackBox<Route>) -> u32 {
     let gateway = route.0;
     route.call();
     #[cfg(misuse)]

@@ -14,7 +14,11 @@ use kernel::sync::percpu_ref::{
     Reinit,
     UniquePercpuRef, //
 };
-use kernel::sync::rcu;
+use kernel::sync::rcu::{
+    self,
+    RcuBox,
+    RcuCell, //
+};
 use kernel::{
     new_mutex,
     prelude::*,
@@ -25,7 +29,6 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        rcu::read_lock,
         Arc,
         Mutex, //
     },
@@ -100,6 +103,8 @@ static RELEASED: Tally = Tally::new();
 static BORN: Tally = Tally::new();
 static DROPPED: Tally = Tally::new();
 static OFFLINE: Tally = Tally::new();
+static PAIRS: Tally = Tally::new();
+static PAIRS_DROPPED: Tally = Tally::new();
 static ERRORS: Tally = Tally::new();
 
 /// Counts an error, unless the condition holds.
@@ -163,6 +168,29 @@ impl Drop for Item {
     }
 }
 
+/// Two words that belong together until the pair is dropped, which readers find without counting.
+struct Pair([Atomic<usize>; 2]);
+
+impl Pair {
+    fn new(value: usize) -> Result<RcuBox<Self>> {
+        let pair = RcuBox::new(Self([Atomic::new(value), Atomic::new(!value)]), GFP_KERNEL)?;
+        PAIRS.inc();
+        Ok(pair)
+    }
+
+    fn is_alive(&self) -> bool {
+        self.0[0].load(Relaxed) == !self.0[1].load(Relaxed)
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        expect!(self.is_alive());
+        self.0[1].store(self.0[0].load(Relaxed), Relaxed);
+        PAIRS_DROPPED.inc();
+    }
+}
+
 /// An object that is killed and brought back to life, and changes its mode.
 struct Gate {
     inside: Atomic<i32>,
@@ -210,6 +238,7 @@ impl Counted for Gate {
 /// What all of them use.
 struct Stage {
     places: [RcuPercpuRef<Item>; 8],
+    pairs: [RcuCell<Pair>; 8],
     gate: PercpuRef<Gate, Reinit>,
     /// One that stays alive to the end.
     kept: PercpuRef<Gate, Reinit>,
@@ -232,14 +261,16 @@ impl Stage {
         while !self.is_over() {
             turn = turn.wrapping_add(1);
             let place = &self.places[(turn / 3) & 7];
-            let found = {
-                let section = read_lock();
-                if turn % 2 == 0 {
-                    place.try_get(&section)
-                } else {
-                    place.try_get_live(&section)
-                }
+            let found = if turn % 2 == 0 {
+                place.try_get()
+            } else {
+                place.try_get_live()
             };
+            {
+                let section = rcu::read_lock();
+                let pair = self.pairs[turn & 7].load(&section);
+                expect!(pair.is_none_or(Pair::is_alive));
+            }
             if let Some(guard) = found {
                 GETS.inc();
                 expect!(guard.is_alive());
@@ -283,6 +314,11 @@ impl Stage {
             fsleep(Delta::from_micros(200));
             if BORN.get().wrapping_sub(DROPPED.get()) > 2000 {
                 fsleep(Delta::from_millis(5));
+            }
+            if turn % 5 == 0 {
+                drop(self.pairs[turn & 7].take());
+            } else if let Ok(new) = Pair::new(turn) {
+                drop(self.pairs[turn & 7].replace(Some(new)));
             }
             let Ok(new) = Item::new() else { continue };
             let Some(old) = self.places[turn & 7].replace(Some(new)) else {
@@ -392,9 +428,11 @@ extern "C" fn rust_percpu_ref_torture_irq(in_hard_irq: bool) {
     if let Some(guard) = stage.gate.try_get_live() {
         Gate::pass(guard);
     }
-    let section = read_lock();
     let place = &stage.places[IN_IRQ.get() as usize & 7];
-    expect!(place.try_get(&section).is_none_or(|guard| guard.is_alive()));
+    expect!(place.try_get().is_none_or(|guard| guard.is_alive()));
+    let section = rcu::read_lock();
+    let pair = stage.pairs[IN_IRQ.get() as usize & 7].load(&section);
+    expect!(pair.is_none_or(Pair::is_alive));
 }
 
 struct Torture;
@@ -446,6 +484,7 @@ fn run(seconds: u32) -> Result {
     let stage = Arc::new(
         Stage {
             places: [const { RcuPercpuRef::empty() }; 8],
+            pairs: [const { RcuCell::empty() }; 8],
             gate: Gate::new()?,
             kept: Gate::new()?,
             left: KBox::pin_init(new_mutex!(None), GFP_KERNEL)?,
@@ -510,6 +549,7 @@ fn end(stage: Arc<Stage>) {
     rcu::rcu_barrier();
 
     expect!(BORN.get() == RELEASED.get() && BORN.get() == DROPPED.get());
+    expect!(PAIRS.get() > 0 && PAIRS.get() == PAIRS_DROPPED.get());
     expect!(TO_CONFIRM.get() == CONFIRMED.get());
     expect!(SWITCHES.get() == SWITCHED.get());
     expect!(GETS.get() > 0 && IN_IRQ.get() > 0 && KILLS.get() > 0 && RESURRECTED.get() > 0);

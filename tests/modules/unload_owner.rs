@@ -11,7 +11,8 @@ use kernel::sync::percpu_ref::{
 };
 use kernel::sync::rcu::{
     RcuBox,
-    RcuCallback, //
+    RcuCallback,
+    RcuCallbackBox, //
 };
 use kernel::{
     prelude::*,
@@ -46,6 +47,10 @@ module! {
             default: 100,
             description: "Objects that are killed on unloading",
         },
+        boxes: u32 {
+            default: 0,
+            description: "Boxes that RCU readers may see when they are dropped on unloading",
+        },
         hold_ms: u32 {
             default: 0,
             description: "Milliseconds that another module holds one object more; 0: there is none",
@@ -75,8 +80,28 @@ module! {
 
 struct Owner {
     _queue: KVec<PercpuRef<Object>>,
+    _boxes: KVec<RcuBox<Outer>>,
     _held: Option<PercpuRef<Owned>>,
     _slow: Option<PercpuRef<Slow>>,
+}
+
+/// An object that is dropped by RCU, and then passes another one to RCU.
+struct Outer {
+    _inner: RcuBox<Inner>,
+}
+
+/// An object that is dropped by RCU.
+struct Inner {
+    number: u32,
+    boxes: u32,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.number + 1 == self.boxes {
+            pr_info!("dropped the last box\n");
+        }
+    }
 }
 
 /// An object whose release takes its time.
@@ -95,7 +120,7 @@ impl Counted for Slow {
 fn ask_when_closed() {
     let error = UniquePercpuRef::new(Late, GFP_KERNEL).err();
     pr_info!("when closed: {}\n", error.map_or(0, Error::to_errno));
-    if let Ok(callback) = RcuBox::new(Once, GFP_KERNEL) {
+    if let Ok(callback) = RcuCallbackBox::new(Once, GFP_KERNEL) {
         callback.call();
     }
 }
@@ -104,7 +129,7 @@ fn ask_when_closed() {
 struct Once;
 
 impl RcuCallback for Once {
-    fn run(_this: RcuBox<Self>) {
+    fn run(_this: RcuCallbackBox<Self>) {
         pr_info!("a callback runs in a closed module\n");
     }
 }
@@ -146,7 +171,7 @@ impl Counted for Object {
 struct Endless;
 
 impl RcuCallback for Endless {
-    fn run(this: RcuBox<Self>) {
+    fn run(this: RcuCallbackBox<Self>) {
         if HEIRS.load(Relaxed) == 0 {
             Heir::beget();
         }
@@ -204,6 +229,16 @@ impl kernel::Module for Owner {
             queue.push(UniquePercpuRef::new(object, GFP_KERNEL)?.into(), GFP_KERNEL)?;
         }
 
+        let boxes = value(module_parameters::boxes.value());
+        let mut outer = KVec::with_capacity(boxes as usize, GFP_KERNEL)?;
+        for number in 0..boxes {
+            let inner = RcuBox::new(Inner { number, boxes }, GFP_KERNEL)?;
+            outer.push(
+                RcuBox::new(Outer { _inner: inner }, GFP_KERNEL)?,
+                GFP_KERNEL,
+            )?;
+        }
+
         let ms = value(module_parameters::hold_ms.value());
         let held = if ms == 0 {
             None
@@ -221,7 +256,7 @@ impl kernel::Module for Owner {
         };
 
         if value(module_parameters::endless.value()) != 0 {
-            RcuBox::new(Endless, GFP_KERNEL)?.call_hurry();
+            RcuCallbackBox::new(Endless, GFP_KERNEL)?.call_hurry();
         }
         for number in 0..value(module_parameters::forget.value()) {
             let object = Object(KBox::new(number + 1, GFP_KERNEL)?);
@@ -241,6 +276,7 @@ impl kernel::Module for Owner {
         }
         Ok(Self {
             _queue: queue,
+            _boxes: outer,
             _held: held,
             _slow: slow,
         })

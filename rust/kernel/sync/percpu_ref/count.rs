@@ -317,26 +317,39 @@ impl Count {
         word: &Atomic<Word>,
         local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard),
     ) -> bool {
-        if cfg!(CONFIG_PROVE_RCU) {
-            assert_rcu_is_watching();
-        }
         // RCU takes this region for a read-side critical section.
         let guard = PreemptGuard::nested();
-
-        // `Relaxed`: the counters are zero before the word has no flag, and their address depends
-        // on it (see `switch_to_percpu()`). A CPU that does not see a flag yet is inside the
-        // critical section entered above, so the grace period that starts after the flag was set
-        // waits for it.
-        let word = read_once(word);
-        if word.is_percpu() {
-            // SAFETY: No flag is set, and we are in a read-side critical section.
-            local(&*unsafe { Self::counters(word) }, &guard);
+        if Self::if_percpu_in(word, &guard, local) {
             drop(guard);
             true
         } else {
             leave(guard);
             false
         }
+    }
+
+    /// Does what [`if_percpu`](Self::if_percpu) does, in a region that the caller has entered.
+    #[inline(always)]
+    fn if_percpu_in(
+        word: &Atomic<Word>,
+        guard: &PreemptGuard,
+        local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard),
+    ) -> bool {
+        if cfg!(CONFIG_PROVE_RCU) {
+            assert_rcu_is_watching();
+        }
+
+        // `Relaxed`: the counters are zero before the word has no flag, and their address depends
+        // on it (see `switch_to_percpu()`). A CPU that does not see a flag yet is inside the
+        // critical section of `guard`, so the grace period that starts after the flag was set waits
+        // for it.
+        let word = read_once(word);
+        let is_percpu = word.is_percpu();
+        if is_percpu {
+            // SAFETY: No flag is set, and we are in a read-side critical section.
+            local(&*unsafe { Self::counters(word) }, guard);
+        }
+        is_percpu
     }
 
     /// Adds `n` references. The caller must hold a reference until this returns.
@@ -398,6 +411,51 @@ impl Count {
             }
         }
         false
+    }
+
+    /// Adds `n` references as [`try_get`](Self::try_get) does, or with `live` as
+    /// [`try_get_live`](Self::try_get_live) does, to a count that the caller has no reference to.
+    /// Leaves the region of `guard`.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be valid until the region of `guard` ends.
+    #[inline(always)]
+    pub(super) unsafe fn try_get_found(
+        this: NonNull<Self>,
+        n: usize,
+        live: bool,
+        guard: PreemptGuard,
+    ) -> bool {
+        // SAFETY: By the safety requirements of this function, `this` is valid.
+        let word = unsafe { Self::word_of(this) };
+        if n <= MAX_LOCAL
+            && Self::if_percpu_in(word, &guard, |counters, guard| add(counters, n, guard))
+        {
+            drop(guard);
+            return true;
+        }
+        // SAFETY: By the safety requirements of this function, `this` is valid until the region of
+        // `guard` ends.
+        unsafe { Self::try_get_found_atomic(this, n, live, guard) }
+    }
+
+    /// # Safety
+    ///
+    /// `this` must be valid until the region of `guard` ends.
+    #[cold]
+    #[inline(never)]
+    unsafe fn try_get_found_atomic(
+        this: NonNull<Self>,
+        n: usize,
+        live: bool,
+        guard: PreemptGuard,
+    ) -> bool {
+        // SAFETY: By the safety requirements of this function, `this` is valid.
+        let is_got = unsafe { &*this.as_ptr() }.try_get_atomic(n, live);
+        // The count may be gone when preemption is enabled.
+        drop(guard);
+        is_got
     }
 
     /// Drops `n` references, and releases the object if they were the last ones.
@@ -881,7 +939,7 @@ fn read_once(from: &Atomic<Word>) -> Word {
 /// Drops the guard out of line, so that the fast path is small enough to be inlined.
 #[cold]
 #[inline(never)]
-fn leave(_guard: PreemptGuard) {}
+pub(super) fn leave(_guard: PreemptGuard) {}
 
 /// Adds `n` to the local CPU's counter. For all but the batches that is the constant 1.
 #[inline(always)]

@@ -5,6 +5,7 @@
 use super::{
     count::{
         fmt_described,
+        leave,
         Count, //
     },
     wait::{
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::{
     fmt,
+    preempt::PreemptGuard,
     prelude::*,
     sync::{
         atomic::{
@@ -30,8 +32,8 @@ use crate::{
             Relaxed, //
         },
         rcu::{
-            read_lock,
-            Guard, //
+            arch::load_acquire,
+            read_lock, //
         }, //
     }, //
 };
@@ -46,12 +48,15 @@ use core::{
 
 /// A place for a [`PercpuRef`] where readers find it without a lock, and writers replace it.
 ///
-/// A reader inside an RCU read-side critical section may find an object that has just been
-/// replaced. It gets a reference as long as [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`]
-/// on that object succeeds, so after a [`replace`](Self::replace) the owner of the old object
-/// should kill it. If the object was released already, the reader gets no reference; the memory
-/// that it learns this from is freed only after a grace period, even if the object was taken out
-/// long before its end.
+/// A reader finds the object and gets a reference to it in a single RCU read-side critical section,
+/// which is inside the methods of this type, and inlined. To use an object without a reference,
+/// only inside of a critical section, there is [`RcuCell`](crate::sync::rcu::RcuCell).
+///
+/// A reader may find an object that has just been replaced. It gets a reference as long as
+/// [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`] on that object succeeds, so after a
+/// [`replace`](Self::replace) the owner of the old object should kill it. If the object was released
+/// already, the reader gets no reference; the memory that it learns this from is freed only after a
+/// grace period, even if the object was taken out long before its end.
 ///
 /// # Invariants
 ///
@@ -60,7 +65,7 @@ use core::{
 /// # Examples
 ///
 /// ```
-/// use kernel::{prelude::*, sync::rcu};
+/// use kernel::prelude::*;
 /// use kernel::sync::percpu_ref::{Counted, RcuPercpuRef, UniquePercpuRef};
 ///
 /// struct Route {
@@ -73,8 +78,8 @@ use core::{
 /// let route = UniquePercpuRef::new(Route { gateway: 1 }, GFP_KERNEL)?;
 /// default_route.replace(Some(route.into()));
 ///
-/// // A reader, on any CPU. What it found may be kept after the critical section.
-/// let route = default_route.try_get(&rcu::read_lock()).ok_or(ENOENT)?;
+/// // A reader, on any CPU.
+/// let route = default_route.try_get().ok_or(ENOENT)?;
 ///
 /// // A writer. Readers find the new one; the old one ends when they are done with it.
 /// let new = UniquePercpuRef::new(Route { gateway: 2 }, GFP_KERNEL)?;
@@ -111,68 +116,82 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
 
     /// Tries to get a reference to the object in this place, as [`PercpuRef::try_get`] does.
     ///
+    /// What was done before the object was put here is visible to the caller.
+    ///
     /// # Context
     ///
-    /// Can be called from any context except NMI.
-    #[doc(alias = "rcu_dereference")]
-    #[inline]
+    /// Can be called from any context in which RCU is watching, except NMI.
+    #[doc(alias("rcu_dereference", "percpu_ref_tryget"))]
+    #[inline(always)]
     #[must_use = "if unused, the reference is put again at once"]
-    pub fn try_get(&self, section: &Guard) -> Option<PercpuRefGuard<T>> {
-        let (inner, count) = self.find(section)?;
-        if !count.try_get(1) {
-            return None;
-        }
-        // SAFETY: `try_get()` added a reference, which the guard owns.
+    pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
+        let inner = self.get_found(1, false)?;
+        // SAFETY: `get_found()` added a reference, which the guard owns.
         Some(unsafe { PercpuRefGuard::new(inner) })
     }
 
     /// Tries to get `n` references to the object in this place, as [`PercpuRef::try_get_many`]
     /// does.
     ///
+    /// What was done before the object was put here is visible to the caller.
+    ///
     /// # Context
     ///
-    /// Can be called from any context except NMI.
+    /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias("rcu_dereference", "percpu_ref_tryget_many"))]
-    #[inline]
+    #[inline(always)]
     #[must_use = "if unused, the references are put again at once"]
-    pub fn try_get_many(&self, n: usize, section: &Guard) -> Option<PercpuRefBatch<T>> {
-        let (inner, count) = self.find(section)?;
-        if !count.try_get(n) {
-            return None;
-        }
-        // SAFETY: `try_get()` added `n` references, which the batch owns.
+    pub fn try_get_many(&self, n: usize) -> Option<PercpuRefBatch<T>> {
+        let inner = self.get_found(n, false)?;
+        // SAFETY: `get_found()` added `n` references, which the batch owns.
         Some(unsafe { PercpuRefBatch::new(inner, n) })
     }
 
     /// Tries to get a reference to the object in this place, as [`PercpuRef::try_get_live`] does.
     ///
+    /// What was done before the object was put here is visible to the caller.
+    ///
     /// # Context
     ///
-    /// Can be called from any context except NMI.
+    /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias("rcu_dereference", "percpu_ref_tryget_live_rcu"))]
-    #[inline]
+    #[inline(always)]
     #[must_use = "if unused, the reference is put again at once"]
-    pub fn try_get_live(&self, section: &Guard) -> Option<PercpuRefGuard<T>> {
-        let (inner, count) = self.find(section)?;
-        if !count.try_get_live(1) {
-            return None;
-        }
-        // SAFETY: `try_get_live()` added a reference, which the guard owns.
+    pub fn try_get_live(&self) -> Option<PercpuRefGuard<T>> {
+        let inner = self.get_found(1, true)?;
+        // SAFETY: `get_found()` added a reference, which the guard owns.
         Some(unsafe { PercpuRefGuard::new(inner) })
     }
 
-    /// Returns the object that is in this place, or was when the critical section began, and its
-    /// count. The object may be gone, and its hold, too: the count is there to be asked for
-    /// references and for its state, and for nothing else.
-    #[inline]
-    fn find<'a>(&self, _section: &'a Guard) -> Option<(NonNull<Inner<T>>, &'a Count)> {
-        // `Acquire` pairs with the `Full` in `replace()`: the object is seen as it was made.
-        let inner = NonNull::new(self.inner.load(Acquire))?;
+    /// Finds the object in this place and adds `n` references to it, in one region with preemption
+    /// disabled.
+    #[inline(always)]
+    fn get_found(&self, n: usize, live: bool) -> Option<NonNull<Inner<T>>> {
+        // RCU takes this region for a read-side critical section.
+        let section = PreemptGuard::nested();
+        let Some(inner) = self.find() else {
+            leave(section);
+            return None;
+        };
+        // The count comes first in the object.
+        let count = inner.cast();
+        // SAFETY: `find()` was called in the critical section of `section`, so the count is valid
+        // until that ends.
+        unsafe { Count::try_get_found(count, n, live, section) }.then_some(inner)
+    }
 
-        // SAFETY: The hold of the place was there at some time in the critical section. Since the
-        // count is published, the memory is freed a grace period after the last hold
-        // (`Count::end()`), and until then `word` and `atomic` stay as they are.
-        Some((inner, unsafe { &(*inner.as_ptr()).count }))
+    /// Returns the object that is in this place.
+    ///
+    /// If this is called in an RCU read-side critical section, the memory of the count stays until
+    /// the section ends. The object may be gone, and its hold, too: the count is there to be asked
+    /// for references and for its state, and for nothing else.
+    #[inline(always)]
+    fn find(&self) -> Option<NonNull<Inner<T>>> {
+        // Pairs with the `Full` in `replace()`: the object is seen as it was made. The hold of the
+        // place was there when it was found. Since the count is published, the memory is freed a
+        // grace period after the last hold (`Count::end()`), and until then `word` and `atomic`
+        // stay as they are.
+        NonNull::new(load_acquire(&self.inner))
     }
 
     /// Gives up a reference for a pointer that this place may own.
@@ -302,9 +321,12 @@ impl<T: Counted, K: Kind> fmt::Debug for RcuPercpuRef<T, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The formatter may sleep, so it is not called in the critical section.
         let found = {
-            let section = read_lock();
-            self.find(&section)
-                .map(|(_, count)| (count.describe(), count.references()))
+            let _section = read_lock();
+            self.find().map(|inner| {
+                // SAFETY: `find()` was called in this critical section.
+                let count = unsafe { &(*inner.as_ptr()).count };
+                (count.describe(), count.references())
+            })
         };
         match found {
             Some((names, references)) => fmt_described::<T>("RcuPercpuRef", names, references, f),

@@ -2,9 +2,10 @@
 
 //! RCU callbacks that own their object.
 //!
-//! An [`RcuBox<T>`] holds a `T` together with the `struct rcu_head` that `call_rcu()` needs. Since
-//! the memory is there already, [`RcuBox::call`] cannot fail. After a grace period the box is
-//! passed to [`RcuCallback::run`], once, which can drop it, keep it, or queue it again.
+//! An [`RcuCallbackBox<T>`] holds a `T` together with the `struct rcu_head` that `call_rcu()` needs.
+//! Since the memory is there already, [`RcuCallbackBox::call`] cannot fail. After a grace period the
+//! box is passed to [`RcuCallback::run`], once, which can drop it, keep it, or queue it again. For
+//! an object that is only dropped then, there is [`RcuBox`](super::RcuBox).
 //!
 //! [`call`] waits as long as the system likes, to save power: under `CONFIG_RCU_LAZY` that may be
 //! seconds. [`call_hurry`] starts a grace period soon, for callers that wait for the callback.
@@ -77,7 +78,7 @@ impl Default for RcuHead {
 
 /// A pointer that owns an object with an [`RcuHead`] in it, so that it can be given to [`call`].
 ///
-/// Most users need only [`RcuBox`], which implements this.
+/// Most users need only [`RcuBox`](super::RcuBox) or [`RcuCallbackBox`], which implements this.
 ///
 /// # Safety
 ///
@@ -198,44 +199,46 @@ unsafe extern "C" fn run_callback<P: RcuPointer>(head: *mut bindings::callback_h
     unsafe { P::from_head(head) }.run();
 }
 
-/// An object that can be passed to RCU in an [`RcuBox`].
+/// An object that can be passed to RCU in an [`RcuCallbackBox`].
 pub trait RcuCallback: Send + Sized + 'static {
-    /// Runs after the grace period that [`RcuBox::call`] asked for.
+    /// Runs after the grace period that [`RcuCallbackBox::call`] asked for.
     ///
-    /// The default drops the object and frees its memory, as `kfree_rcu()` does.
+    /// An object that is only dropped after the grace period needs no callback: see
+    /// [`RcuBox`](super::RcuBox).
     ///
     /// # Context
     ///
     /// Called from softirq or a kernel thread of RCU's with bottom halves disabled. Must not sleep.
-    #[doc(alias("kfree_rcu", "kvfree_rcu"))]
-    fn run(this: RcuBox<Self>) {
-        drop(this);
-    }
+    fn run(this: RcuCallbackBox<Self>);
 }
 
-/// A pinned object that can be passed to RCU.
+/// A pinned object that is passed to RCU for a callback, which gets the object back.
 ///
-/// If the box is dropped, the object is dropped and freed at once.
+/// RCU readers cannot see the object: before the call its owner can change it, and dropping it frees
+/// it at once. An object that readers can see is owned by an [`RcuBox`](super::RcuBox).
 ///
 /// # Examples
 ///
 /// ```
 /// use kernel::prelude::*;
-/// use kernel::sync::rcu::{RcuBox, RcuCallback};
+/// use kernel::sync::rcu::{RcuCallback, RcuCallbackBox};
 ///
-/// struct Route {
-///     gateway: u32,
+/// /// The slot of a table that readers may still use.
+/// struct Retired {
+///     slot: u32,
 /// }
 ///
-/// // The default: dropped after a grace period.
-/// impl RcuCallback for Route {}
+/// impl RcuCallback for Retired {
+///     fn run(this: RcuCallbackBox<Self>) {
+///         pr_info!("slot {} can be used again\n", this.slot);
+///     }
+/// }
 ///
-/// let old = RcuBox::new(Route { gateway: 0x7f00_0001 }, GFP_KERNEL)?;
-/// old.call();
+/// RcuCallbackBox::new(Retired { slot: 7 }, GFP_KERNEL)?.call();
 /// # Ok::<(), Error>(())
 /// ```
 #[must_use = "if unused, the object is dropped again at once"]
-pub struct RcuBox<T>(Pin<KBox<Node<T>>>);
+pub struct RcuCallbackBox<T>(Pin<KBox<Node<T>>>);
 
 #[pin_data]
 struct Node<T> {
@@ -244,7 +247,7 @@ struct Node<T> {
     value: T,
 }
 
-impl<T: RcuCallback> RcuBox<T> {
+impl<T: RcuCallback> RcuCallbackBox<T> {
     /// Allocates and initialises an object.
     ///
     /// Fails with `ENOMEM`, or with the error of `init`.
@@ -276,20 +279,20 @@ impl<T: RcuCallback> RcuBox<T> {
     }
 }
 
-impl<T> RcuBox<T> {
+impl<T> RcuCallbackBox<T> {
     /// Returns a pinned mutable reference to the object.
     pub fn as_pin_mut(&mut self) -> Pin<&mut T> {
         self.0.as_mut().project().value
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for RcuBox<T> {
+impl<T: fmt::Debug> fmt::Debug for RcuCallbackBox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
 }
 
-impl<T> Deref for RcuBox<T> {
+impl<T> Deref for RcuCallbackBox<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -297,14 +300,14 @@ impl<T> Deref for RcuBox<T> {
     }
 }
 
-impl<T: Unpin> DerefMut for RcuBox<T> {
+impl<T: Unpin> DerefMut for RcuCallbackBox<T> {
     fn deref_mut(&mut self) -> &mut T {
         self.as_pin_mut().get_mut()
     }
 }
 
 // SAFETY: The box owns the node, which is pinned. No other code uses its head.
-unsafe impl<T: RcuCallback> RcuPointer for RcuBox<T> {
+unsafe impl<T: RcuCallback> RcuPointer for RcuCallbackBox<T> {
     fn into_head(self) -> NonNull<RcuHead> {
         // SAFETY: The node does not move before `from_head()` makes a pinned box of it again.
         let node = KBox::into_raw(unsafe { Pin::into_inner_unchecked(self.0) });

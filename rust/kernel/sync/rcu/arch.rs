@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `smp_load_acquire()` of a pointer, inlined into the caller on x86-64 and arm64.
+//!
+//! Without `CONFIG_RUST_INLINE_HELPERS`, [`Atomic::load`] is a call, in each lookup. Other
+//! architectures use it.
+
+use crate::sync::atomic::Atomic;
+
+/// Loads a pointer that was published by an operation with `Full` ordering, as `load(Acquire)` does.
+///
+/// C's `rcu_dereference()` orders only what is reached through the pointer. That is not enough for
+/// safe code, which may read any memory that the publishing thread has written before, for example
+/// a static that the object is the proof of.
+#[doc(alias("smp_load_acquire", "rcu_dereference"))]
+#[inline(always)]
+pub(crate) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
+    imp::load_acquire(from)
+}
+
+/// C source: [`arch/x86/include/asm/barrier.h`](srctree/arch/x86/include/asm/barrier.h)
+#[cfg(CONFIG_X86_64)]
+mod imp {
+    use crate::sync::atomic::Atomic;
+    use core::arch::asm;
+
+    #[inline(always)]
+    pub(super) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
+        // SAFETY: The variable is valid. Other CPUs change it by atomic operations, with which a
+        // volatile load can race by the kernel's memory model.
+        let value = unsafe { from.as_ptr().read_volatile() };
+        // The CPU does not reorder loads, so this only stops the compiler, which assumes that
+        // `asm!` accesses all memory.
+        //
+        // SAFETY: Does nothing.
+        unsafe { asm!("", options(nostack, preserves_flags)) };
+        value
+    }
+}
+
+/// C source: [`arch/arm64/include/asm/barrier.h`](srctree/arch/arm64/include/asm/barrier.h)
+#[cfg(CONFIG_ARM64)]
+mod imp {
+    use crate::sync::atomic::Atomic;
+    use core::arch::asm;
+
+    #[inline(always)]
+    pub(super) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
+        let value;
+        // The compiler assumes that `asm!` accesses all memory.
+        //
+        // SAFETY: The variable is valid, and aligned.
+        unsafe {
+            asm!(
+                "ldar {}, [{}]",
+                out(reg) value,
+                in(reg) from.as_ptr(),
+                options(nostack, preserves_flags)
+            );
+        }
+        value
+    }
+}
+
+#[cfg(not(any(CONFIG_X86_64, CONFIG_ARM64)))]
+mod imp {
+    use crate::sync::atomic::{
+        Acquire,
+        Atomic, //
+    };
+
+    #[inline(always)]
+    pub(super) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
+        from.load(Acquire)
+    }
+}
