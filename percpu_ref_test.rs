@@ -67,10 +67,10 @@ mod kthread;
 mod modes;
 #[path = "tests/cases/oracle.rs"]
 mod oracle;
-#[path = "tests/cases/references.rs"]
-mod references;
 #[path = "tests/cases/rcu.rs"]
 mod rcu_cases;
+#[path = "tests/cases/references.rs"]
+mod references;
 
 use self::{
     ends::*,

@@ -6,8 +6,8 @@
 
 use kernel::prelude::*;
 use kernel::sync::rcu::{
-    RcuCallbackBox,
     RcuCallback, //
+    RcuCallbackBox,
 };
 
 pub struct Route<'a> {

@@ -5,8 +5,8 @@
 //! error[E0382]
 
 use kernel::sync::rcu::{
-    RcuCallbackBox,
     RcuCallback, //
+    RcuCallbackBox,
 };
 
 pub struct Route(pub u32);

@@ -233,7 +233,10 @@ impl kernel::Module for Owner {
         let mut outer = KVec::with_capacity(boxes as usize, GFP_KERNEL)?;
         for number in 0..boxes {
             let inner = RcuBox::new(Inner { number, boxes }, GFP_KERNEL)?;
-            outer.push(RcuBox::new(Outer { _inner: inner }, GFP_KERNEL)?, GFP_KERNEL)?;
+            outer.push(
+                RcuBox::new(Outer { _inner: inner }, GFP_KERNEL)?,
+                GFP_KERNEL,
+            )?;
         }
 
         let ms = value(module_parameters::hold_ms.value());
