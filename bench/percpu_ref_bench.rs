@@ -106,7 +106,7 @@ fn now() -> i64 {
     unsafe { bindings::ktime_get() }
 }
 
-/// Where the lookups find their object, and what is replaced as a whole. Statics, as those in C are.
+/// Where the lookups find their object, and what is replaced as a whole. C's are statics, too.
 static PLACE: RcuPercpuRef<Payload> = RcuPercpuRef::empty();
 static SETTINGS: RcuCell<Payload> = RcuCell::empty();
 

@@ -417,8 +417,8 @@ impl Count {
         if cfg!(CONFIG_PROVE_RCU) {
             assert_rcu_is_watching();
         }
-        // `Relaxed`: see `if_percpu()`, which has these lines, too. If the two shared a function, the
-        // compiler would load the pointer to the object once more in each get.
+        // `Relaxed`: see `if_percpu()`, which has these lines, too. If the two shared a function,
+        // the compiler would load the pointer to the object once more in each get.
         //
         // SAFETY: By the safety requirements of this function, `this` is valid.
         let word = read_once(unsafe { Self::word_of(this) });
