@@ -7,7 +7,7 @@
 use kernel::sync::rcu::RcuBox;
 
 /// Is `Sync`, since nothing can be done with a shared reference.
-pub struct Token(#[allow(dead_code)] *mut u8);
+pub struct Token(pub *mut u8);
 
 #[cfg(not(misuse))]
 // SAFETY: Nothing is done with the pointer.
