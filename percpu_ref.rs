@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Per-CPU reference counts, per-CPU memory and RCU callbacks, for a kernel that does not have
-//! them.
+//! Per-CPU reference counts, per-CPU memory and objects for RCU readers, for a kernel that does not
+//! have them.
 //!
 //! This crate is the module around the files in `rust/`, which have the shape that they have in the
 //! kernel's own tree. It is also the kernel crate with these files added: a module that is built
@@ -13,7 +13,7 @@
 //! | [`sync::percpu_ref`] | the reference count |
 //! | [`percpu`] | per-CPU memory |
 //! | [`preempt`] | a guard that disables preemption |
-//! | [`sync::rcu`] | objects that RCU readers find and that outlive them, and RCU callbacks |
+//! | [`sync::rcu`] | objects that RCU readers find, and RCU callbacks |
 //!
 //! What the reference count has is also at the root of this crate.
 

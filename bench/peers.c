@@ -102,7 +102,8 @@ static inline void c_replace_free(void)
 
 	if (!c)
 		return;
-	c->payload[0] = c->payload[1] = 7;
+	c->payload[0] = 7;
+	c->payload[1] = 7;
 	c = rcu_replace_pointer(settings, c, true);
 	if (c)
 		kfree_rcu(c, rcu);

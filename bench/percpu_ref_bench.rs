@@ -107,11 +107,13 @@ fn now() -> i64 {
     unsafe { bindings::ktime_get() }
 }
 
-/// What the loops are about; those in C have their own.
+/// Where the lookups find their object, and what is replaced as a whole. C's are statics, too.
+static PLACE: RcuPercpuRef<Payload> = RcuPercpuRef::empty();
+static SETTINGS: RcuCell<Payload> = RcuCell::empty();
+
+/// What the other loops are about; those in C have their own.
 struct Subjects {
     ours: PercpuRef<Payload>,
-    place: RcuPercpuRef<Payload>,
-    settings: RcuCell<Payload>,
     arc: Arc<Payload>,
     revocable: Pin<KBox<Revocable<Payload>>>,
     wrapper: Pin<KBox<Wrapper<Payload>>>,
@@ -122,8 +124,6 @@ impl Subjects {
     fn new() -> Result<Self> {
         Ok(Self {
             ours: new_object()?,
-            place: new_object()?.into(),
-            settings: RcuCell::empty(),
             arc: Arc::new(Payload([7; 2]), GFP_KERNEL)?,
             revocable: KBox::pin_init(Revocable::new(Payload([7; 2])), GFP_KERNEL)?,
             wrapper: KBox::pin_init(Wrapper::new(Payload([7; 2])), GFP_KERNEL)?,
@@ -242,10 +242,10 @@ loops! {
     empty(_subjects) { core::hint::black_box(()) }
     try_get_put(subjects) { drop(subjects.ours.try_get()) }
     try_get_live_put(subjects) { drop(subjects.ours.try_get_live()) }
-    lookup_put(subjects) { drop(subjects.place.try_get_live()) }
-    replace_free(subjects) {
+    lookup_put(_subjects) { drop(PLACE.try_get_live()) }
+    replace_free(_subjects) {
         if let Ok(new) = RcuBox::new(Payload([7; 2]), GFP_KERNEL) {
-            drop(subjects.settings.replace(Some(new)));
+            drop(SETTINGS.replace(Some(new)));
         }
     }
     batch(subjects) { drop(subjects.ours.try_get_many(32)) }
@@ -729,6 +729,23 @@ impl Drop for CSide {
     }
 }
 
+/// What is in the statics, as long as this is.
+struct Places;
+
+impl Places {
+    fn new() -> Result<Self> {
+        PLACE.replace(Some(new_object()?));
+        Ok(Self)
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        drop(PLACE.replace(None));
+        drop(SETTINGS.take());
+    }
+}
+
 struct Bench {
     _held: Held,
 }
@@ -749,6 +766,7 @@ impl kernel::Module for Bench {
         }
 
         let _c = CSide::new()?;
+        let _places = Places::new()?;
         let subjects = Arc::new(Subjects::new()?, GFP_KERNEL)?;
         if value(module_parameters::instructions.value()) != 0 {
             count_instructions(&subjects)?;

@@ -317,39 +317,26 @@ impl Count {
         word: &Atomic<Word>,
         local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard),
     ) -> bool {
+        if cfg!(CONFIG_PROVE_RCU) {
+            assert_rcu_is_watching();
+        }
         // RCU takes this region for a read-side critical section.
         let guard = PreemptGuard::nested();
-        if Self::if_percpu_in(word, &guard, local) {
+
+        // `Relaxed`: the counters are zero before the word has no flag, and their address depends
+        // on it (see `switch_to_percpu()`). A CPU that does not see a flag yet is inside the
+        // critical section entered above, so the grace period that starts after the flag was set
+        // waits for it.
+        let word = read_once(word);
+        if word.is_percpu() {
+            // SAFETY: No flag is set, and we are in a read-side critical section.
+            local(&*unsafe { Self::counters(word) }, &guard);
             drop(guard);
             true
         } else {
             leave(guard);
             false
         }
-    }
-
-    /// Does what [`if_percpu`](Self::if_percpu) does, in a region that the caller has entered.
-    #[inline(always)]
-    fn if_percpu_in(
-        word: &Atomic<Word>,
-        guard: &PreemptGuard,
-        local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard),
-    ) -> bool {
-        if cfg!(CONFIG_PROVE_RCU) {
-            assert_rcu_is_watching();
-        }
-
-        // `Relaxed`: the counters are zero before the word has no flag, and their address depends
-        // on it (see `switch_to_percpu()`). A CPU that does not see a flag yet is inside the
-        // critical section of `guard`, so the grace period that starts after the flag was set waits
-        // for it.
-        let word = read_once(word);
-        let is_percpu = word.is_percpu();
-        if is_percpu {
-            // SAFETY: No flag is set, and we are in a read-side critical section.
-            local(&*unsafe { Self::counters(word) }, guard);
-        }
-        is_percpu
     }
 
     /// Adds `n` references. The caller must hold a reference until this returns.
@@ -427,11 +414,17 @@ impl Count {
         live: bool,
         guard: PreemptGuard,
     ) -> bool {
+        if cfg!(CONFIG_PROVE_RCU) {
+            assert_rcu_is_watching();
+        }
+        // `Relaxed`: see `if_percpu()`, which has these lines, too. If the two shared a function,
+        // the compiler would load the pointer to the object once more in each get.
+        //
         // SAFETY: By the safety requirements of this function, `this` is valid.
-        let word = unsafe { Self::word_of(this) };
-        if n <= MAX_LOCAL
-            && Self::if_percpu_in(word, &guard, |counters, guard| add(counters, n, guard))
-        {
+        let word = read_once(unsafe { Self::word_of(this) });
+        if n <= MAX_LOCAL && word.is_percpu() {
+            // SAFETY: No flag is set, and we are in a read-side critical section.
+            add(&*unsafe { Self::counters(word) }, n, &guard);
             drop(guard);
             return true;
         }

@@ -54,9 +54,9 @@ use core::{
 ///
 /// A reader may find an object that has just been replaced. It gets a reference as long as
 /// [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`] on that object succeeds, so after a
-/// [`replace`](Self::replace) the owner of the old object should kill it. If the object was released
-/// already, the reader gets no reference; the memory that it learns this from is freed only after a
-/// grace period, even if the object was taken out long before its end.
+/// [`replace`](Self::replace) the owner of the old object should kill it. If the object was
+/// released already, the reader gets no reference; the memory that it learns this from is freed
+/// only after a grace period, even if the object was taken out long before its end.
 ///
 /// # Invariants
 ///

@@ -7,7 +7,7 @@
 
 use crate::sync::atomic::Atomic;
 
-/// Loads a pointer that was published by an operation with `Full` ordering, as `load(Acquire)` does.
+/// Loads a pointer that was published with `Full` ordering, as `load(Acquire)` does.
 ///
 /// C's `rcu_dereference()` orders only what is reached through the pointer. That is not enough for
 /// safe code, which may read any memory that the publishing thread has written before, for example

@@ -5,12 +5,18 @@
 //! | C | `RcuBox` RFC (June 2026) | here |
 //! |---|---|---|
 //! | `kmalloc()` of a structure with a `struct rcu_head` | `RcuBox::new()` | [`RcuBox::new`] |
-//! | a pointer that is valid until `rcu_read_unlock()` | `RcuBox::with_rcu()` | [`RcuBox::with_rcu`] |
+//! | a pointer that is valid until `rcu_read_unlock()` | `with_rcu()` | [`RcuBox::with_rcu`] |
 //! | `kfree_rcu()`, `kvfree_rcu()` | dropping a box whose object needs no drop | the same |
 //! | `call_rcu()`, with a callback that ends the object | dropping any other box | the same |
 //! | `rcu_barrier()` in the exit function of a module | | the library calls it |
-//! | `call_rcu()`, with any other callback | | [`RcuCallbackBox`](super::RcuCallbackBox) |
-//! | an `__rcu` pointer, `rcu_dereference()`, `rcu_replace_pointer()` | | [`RcuCell`](super::RcuCell) |
+//! | `call_rcu()`, with any other callback | | [`RcuCallbackBox`] |
+//! | an `__rcu` pointer | | [`RcuCell`] |
+//! | `rcu_dereference()`, `rcu_replace_pointer()` | | [`RcuCell::load`], [`RcuCell::replace`] |
+//!
+//! [`RcuCallbackBox`]: super::RcuCallbackBox
+//! [`RcuCell`]: super::RcuCell
+//! [`RcuCell::load`]: super::RcuCell::load
+//! [`RcuCell::replace`]: super::RcuCell::replace
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -309,8 +315,9 @@ unsafe impl<T: Send + Sync + 'static, A: RcuAllocator> RcuPointer for Dropped<T,
     }
 
     fn run(self) {
-        // SAFETY: By the type invariant, the node came from `Box::into_raw()` and is ours. The grace
-        // period waited for the readers. The object is dropped where it is, so it does not move.
+        // SAFETY: By the type invariant, the node came from `Box::into_raw()` and is ours. The
+        // grace period waited for the readers. The object is dropped where it is, so it does not
+        // move.
         drop(unsafe { Box::<Node<T>, A>::from_raw(self.node.as_ptr()) });
     }
 }

@@ -2,10 +2,10 @@
 
 //! RCU callbacks that own their object.
 //!
-//! An [`RcuCallbackBox<T>`] holds a `T` together with the `struct rcu_head` that `call_rcu()` needs.
-//! Since the memory is there already, [`RcuCallbackBox::call`] cannot fail. After a grace period the
-//! box is passed to [`RcuCallback::run`], once, which can drop it, keep it, or queue it again. For
-//! an object that is only dropped then, there is [`RcuBox`](super::RcuBox).
+//! An [`RcuCallbackBox<T>`] holds a `T` together with the `struct rcu_head` that `call_rcu()`
+//! needs. Since the memory is there already, [`RcuCallbackBox::call`] cannot fail. After a grace
+//! period the box is passed to [`RcuCallback::run`], once, which can drop it, keep it, or queue it
+//! again. For an object that is only dropped then, there is [`RcuBox`](super::RcuBox).
 //!
 //! [`call`] waits as long as the system likes, to save power: under `CONFIG_RCU_LAZY` that may be
 //! seconds. [`call_hurry`] starts a grace period soon, for callers that wait for the callback.
@@ -214,8 +214,8 @@ pub trait RcuCallback: Send + Sized + 'static {
 
 /// A pinned object that is passed to RCU for a callback, which gets the object back.
 ///
-/// RCU readers cannot see the object: before the call its owner can change it, and dropping it frees
-/// it at once. An object that readers can see is owned by an [`RcuBox`](super::RcuBox).
+/// RCU readers cannot see the object: before the call its owner can change it, and dropping the box
+/// frees it at once. An object that readers can see is owned by an [`RcuBox`](super::RcuBox).
 ///
 /// # Examples
 ///

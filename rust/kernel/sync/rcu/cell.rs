@@ -41,7 +41,7 @@ use core::{
 ///
 /// # Invariants
 ///
-/// `node` is null, or came from [`RcuBox::into_node`] of a box that this owns.
+/// `node` is null, or came from `RcuBox::into_node()` of a box that this owns.
 ///
 /// # Examples
 ///
