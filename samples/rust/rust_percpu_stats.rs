@@ -180,7 +180,7 @@ impl MiscDevice for Open {
         let settings = Settings::current()?;
         let all = KVec::from_elem(settings.value, settings.bytes, GFP_KERNEL)?;
         let bytes = to.copy_to_iter(&all);
-        if bytes == 0 && to.len() > 0 {
+        if bytes == 0 && !to.is_empty() {
             return Err(EFAULT);
         }
 

@@ -9,6 +9,7 @@ use core::mem::ManuallyDrop;
 use kernel::sync::percpu_ref::Reinit;
 use kernel::{
     new_spinlock,
+    percpu,
     sync::SpinLock, //
 };
 
@@ -273,6 +274,7 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
             wait_for(|| THINGS.load(Relaxed) == 0)?;
             return Ok(Skipped("this kernel does not let the CPU go"));
         }
+        let is_online = percpu::online_cpus().any(|other| other == cpu);
         let result = if kill_first {
             drop(guards);
             check_end(&events, 1, 1)
@@ -285,6 +287,7 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
         let error = unsafe { percpu_ref_test_add_cpu(cpu.as_u32()) };
         check!(error == 0);
         result?;
+        check!(!is_online && percpu::online_cpus().any(|other| other == cpu));
     }
     Ok(Passed)
 }
