@@ -7,6 +7,7 @@ use super::*;
 use kernel::percpu::{
     self,
     Integer,
+    LocalCell,
     Offset,
     PerCpuVar,
     Untorn, //
@@ -299,6 +300,7 @@ macro_rules! contended {
 }
 
 extern "C" {
+    fn percpu_ref_test_on_this_cpu(func: unsafe extern "C" fn(*mut c_void), arg: *mut c_void);
     fn percpu_ref_test_on_each_cpu(func: unsafe extern "C" fn(*mut c_void), arg: *mut c_void);
 }
 
@@ -390,6 +392,58 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
     check!(contended!(exchanged).sum() == exchanged as u32);
     check!(taken.load(Relaxed) + contended!(taken).sum() == left + interrupts);
     check!(contended!(errors).sum() == 0);
+    Ok(Passed)
+}
+
+define_per_cpu! {
+    static CELL: LocalCell<KVec<u32>> = LocalCell::new(KVec::new());
+    static REFUSED: Local<u32> = Local::new(0);
+}
+
+unsafe extern "C" fn use_cell(_: *mut c_void) {
+    if CELL.with(|_| ()).is_none() {
+        REFUSED.inc();
+    }
+}
+
+/// One user at a time has the mutable reference to a CPU's value, and interrupts have none.
+pub(super) fn percpu_local_cell() -> Result<Outcome> {
+    let push = |number| {
+        CELL.with(|numbers| numbers.push(number, GFP_ATOMIC).is_ok())
+            .unwrap_or(false)
+    };
+    let refused = REFUSED.sum();
+
+    for cpu in online_cpus() {
+        let is_right = on_cpu(cpu, move || {
+            let before = REFUSED.read();
+            let nested = CELL.with(|_| CELL.with(|_| ()).is_none());
+            let interrupted = CELL.with(|numbers| {
+                numbers.clear();
+                // SAFETY: `use_cell()` can be called from any context.
+                unsafe { percpu_ref_test_on_this_cpu(use_cell, core::ptr::null_mut()) };
+                REFUSED.read() - before
+            });
+            let is_free = CELL.with(|_| ()).is_some();
+            nested == Some(true) && interrupted == Some(1) && is_free && push(cpu.as_u32())
+        })?;
+        check!(is_right);
+    }
+    check!(REFUSED.sum() == refused + online_cpus().count() as u32);
+    for cpu in online_cpus() {
+        check!(
+            on_cpu(cpu, move || CELL
+                .with(|n| n.len() == 1 && n[0] == cpu.as_u32()))?
+                == Some(true)
+        );
+        // The kernel does not drop statics.
+        on_cpu(cpu, || {
+            CELL.with(|numbers| *numbers = KVec::new()).is_some()
+        })?;
+    }
+
+    let cells = PerCpu::<LocalCell<u64>>::zeroed(GFP_KERNEL)?;
+    check!(cells.with(|value| *value) == Some(0));
     Ok(Passed)
 }
 

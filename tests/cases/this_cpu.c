@@ -104,6 +104,16 @@ void percpu_ref_test_on_each_cpu(smp_call_func_t func, void *arg)
 	on_each_cpu(func, arg, 1);
 }
 
+/* Runs @func on this CPU with interrupts disabled, as if in one. */
+void percpu_ref_test_on_this_cpu(smp_call_func_t func, void *arg)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	func(arg);
+	local_irq_restore(flags);
+}
+
 unsigned int percpu_ref_test_preempt_count(void)
 {
 	return preempt_count();

@@ -85,7 +85,7 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     }
 
     /// Reads this CPU's copy.
-    #[doc(alias("this_cpu_read", "raw_cpu_read"))]
+    #[doc(alias = "this_cpu_read")]
     #[inline(always)]
     pub fn read(&self) -> V {
         // SAFETY: By the type invariant, `raw()` plus `O` is the `__percpu` pointer of a valid `V`,
@@ -94,7 +94,7 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     }
 
     /// Writes this CPU's copy.
-    #[doc(alias("this_cpu_write", "raw_cpu_write"))]
+    #[doc(alias = "this_cpu_write")]
     #[inline(always)]
     pub fn write(&self, value: V) {
         // SAFETY: See `read()`. A valid value is written.
@@ -150,7 +150,7 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
 /// All operations can be called from any context except NMI.
 impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     /// Adds to this CPU's copy.
-    #[doc(alias("this_cpu_add", "raw_cpu_add"))]
+    #[doc(alias = "this_cpu_add")]
     #[inline(always)]
     pub fn add(&self, value: I) {
         // SAFETY: See `read()`. All values of an integer are valid.
@@ -165,7 +165,7 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     }
 
     /// Adds one to this CPU's copy.
-    #[doc(alias("this_cpu_inc", "raw_cpu_inc"))]
+    #[doc(alias = "this_cpu_inc")]
     #[inline(always)]
     pub fn inc(&self) {
         // SAFETY: See `read()`. All values of an integer are valid.
