@@ -56,7 +56,7 @@ describe_target() {
 		tools="gcc-aarch64-linux-gnu qemu-system-arm"
 		make_args="ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-"
 		qemu="qemu-system-aarch64 -machine virt,gic-version=3" console=ttyAMA0
-		hot_path=50
+		hot_path=40
 		# The kernel patches the this_cpu operations for what it finds.
 		variants="cpu=cortex-a57 virtualization=on"
 		;;

@@ -5,7 +5,8 @@
 //! The CPU's offset is in a register, so preemption is disabled from reading that until the copy
 //! is changed. As in C, the kernel patches each operation for the CPUs that it runs on: the offset
 //! is in `tpidr_el2` where the kernel is also the hypervisor, and one LSE instruction replaces the
-//! loop with exclusive loads and stores. Either of them is atomic with respect to interrupts.
+//! branch to a loop with exclusive loads and stores. Either of them is atomic with respect to
+//! interrupts.
 //!
 //! C source: [`arch/arm64/include/asm/percpu.h`](srctree/arch/arm64/include/asm/percpu.h)
 
@@ -22,16 +23,14 @@ use core::arch::asm;
 
 pub(crate) use super::offset::per_cpu_ptr;
 
-/// The instructions `$old`, which the kernel replaces by `$new` on CPUs with the capability `$cap`.
-/// Both must have the same length.
+/// The instruction `$old`, which the kernel replaces by `$new` on CPUs with the capability `$cap`.
+/// The instructions `$fallback` are out of line, for `$old` to branch to.
 ///
-/// C macro: `ALTERNATIVE()` in
-/// arch/arm64/include/asm/alternative-macros.h
+/// C macro: `ALTERNATIVE()` in arch/arm64/include/asm/alternative-macros.h
 macro_rules! alternative_asm {
-    ([$($old:expr),* $(,)?], [$($new:expr),* $(,)?], $cap:ident, $($operand:tt)*) => {
+    ($old:expr, $new:expr, $cap:ident, [$($fallback:expr),* $(,)?], $($operand:tt)*) => {
         asm!(
-            "661:",
-            $($old,)*
+            concat!("661: ", $old),
             "662:",
             ".pushsection .altinstructions, \"a\"",
             ".word 661b - .",
@@ -41,14 +40,31 @@ macro_rules! alternative_asm {
             ".byte 664f - 663f",
             ".popsection",
             ".subsection 1",
-            "663:",
-            $($new,)*
+            ".arch_extension lse",
+            concat!("663: ", $new),
             "664:",
             ".org . - (664b - 663b) + (662b - 661b)",
             ".org . - (662b - 661b) + (664b - 663b)",
+            $($fallback,)*
             ".previous",
             cap = const bindings::$cap,
             $($operand)*
+        )
+    };
+}
+
+/// The LSE instruction `$lse`, or on CPUs that lack LSE, the loop `$exclusive`, which begins at the
+/// label `2` and ends by falling through.
+macro_rules! lse_asm {
+    ($lse:expr, [$($exclusive:expr),* $(,)?], $($operand:tt)*) => {
+        alternative_asm!(
+            "b 2f",
+            $lse,
+            ARM64_HAS_LSE_ATOMICS,
+            ["2:", $($exclusive,)* "b 662b"],
+            failed = out(reg) _,
+            $($operand)*
+            options(nostack, preserves_flags)
         )
     };
 }
@@ -66,9 +82,10 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     // preemption is disabled, since it is not `pure`.
     unsafe {
         alternative_asm!(
-            ["mrs {offset}, tpidr_el1"],
-            ["mrs {offset}, tpidr_el2"],
+            "mrs {offset}, tpidr_el1",
+            "mrs {offset}, tpidr_el2",
             ARM64_HAS_VIRT_HOST_EXTN,
+            [],
             offset = out(reg) offset,
             options(nostack, preserves_flags, readonly)
         )
@@ -89,12 +106,13 @@ unsafe fn copy_of<T, O: Offset>(ptr: *mut T) -> *mut T {
     unsafe { this_cpu_ptr(ptr.wrapping_byte_add(O::BYTES).cast()) }.cast()
 }
 
-/// Changes the copy by the instruction `$op` in a loop, or by `$lse`.
+/// Changes the copy by the instruction `$lse`, or `$op` in a loop.
 macro_rules! change {
     ($suffix:literal $modifier:literal, $op:literal, $lse:literal, $copy:expr, $value:expr) => {
-        alternative_asm!(
+        lse_asm!(
+            concat!($lse, $suffix, " {value", $modifier, "}, {new", $modifier, "}, [{copy}]"),
             [
-                concat!("2: ldxr", $suffix, " {new", $modifier, "}, [{copy}]"),
+                concat!("ldxr", $suffix, " {new", $modifier, "}, [{copy}]"),
                 concat!(
                     $op,
                     " {new", $modifier, "}, {new", $modifier, "}, {value", $modifier, "}"
@@ -102,34 +120,9 @@ macro_rules! change {
                 concat!("stxr", $suffix, " {failed:w}, {new", $modifier, "}, [{copy}]"),
                 "cbnz {failed:w}, 2b",
             ],
-            [
-                ".arch_extension lse",
-                concat!($lse, $suffix, " {value", $modifier, "}, {new", $modifier, "}, [{copy}]"),
-                "nop",
-                "nop",
-                "nop",
-            ],
-            ARM64_HAS_LSE_ATOMICS,
             new = out(reg) _,
-            failed = out(reg) _,
             value = in(reg) $value,
             copy = in(reg) $copy,
-            options(nostack, preserves_flags)
-        )
-    };
-}
-
-/// Adds `{value}` to `{new}`.
-macro_rules! add {
-    ($modifier:literal) => {
-        concat!(
-            "add {new",
-            $modifier,
-            "}, {new",
-            $modifier,
-            "}, {value",
-            $modifier,
-            "}"
         )
     };
 }
@@ -204,38 +197,30 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn add_return<O: Offset>(ptr: *mut Self, value: Self) -> Self {
-                let new;
+                let old: Self;
                 let _guard = PreemptGuard::nested();
 
                 // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 // Preemption is disabled.
                 unsafe {
-                    alternative_asm!(
+                    lse_asm!(
+                        concat!(
+                            "ldadd", $suffix,
+                            " {value", $modifier, "}, {old", $modifier, "}, [{copy}]"
+                        ),
                         [
-                            concat!("2: ldxr", $suffix, " {new", $modifier, "}, [{copy}]"),
-                            add!($modifier),
+                            concat!("ldxr", $suffix, " {old", $modifier, "}, [{copy}]"),
+                            "add {new:x}, {old:x}, {value:x}",
                             concat!("stxr", $suffix, " {failed:w}, {new", $modifier, "}, [{copy}]"),
                             "cbnz {failed:w}, 2b",
                         ],
-                        [
-                            ".arch_extension lse",
-                            concat!(
-                                "ldadd", $suffix,
-                                " {value", $modifier, "}, {new", $modifier, "}, [{copy}]"
-                            ),
-                            add!($modifier),
-                            "nop",
-                            "nop",
-                        ],
-                        ARM64_HAS_LSE_ATOMICS,
-                        new = out(reg) new,
-                        failed = out(reg) _,
+                        old = out(reg) old,
+                        new = out(reg) _,
                         value = in(reg) value,
                         copy = in(reg) copy_of::<_, O>(ptr),
-                        options(nostack, preserves_flags)
                     )
                 };
-                new
+                old.wrapping_add(value)
             }
 
             #[inline(always)]
@@ -246,29 +231,21 @@ macro_rules! impl_this_cpu {
                 // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 // Preemption is disabled.
                 unsafe {
-                    alternative_asm!(
+                    lse_asm!(
+                        concat!(
+                            "swp", $suffix,
+                            " {value", $modifier, "}, {old", $modifier, "}, [{copy}]"
+                        ),
                         [
-                            concat!("2: ldxr", $suffix, " {old", $modifier, "}, [{copy}]"),
+                            concat!("ldxr", $suffix, " {old", $modifier, "}, [{copy}]"),
                             concat!(
                                 "stxr", $suffix, " {failed:w}, {value", $modifier, "}, [{copy}]"
                             ),
                             "cbnz {failed:w}, 2b",
                         ],
-                        [
-                            ".arch_extension lse",
-                            concat!(
-                                "swp", $suffix,
-                                " {value", $modifier, "}, {old", $modifier, "}, [{copy}]"
-                            ),
-                            "nop",
-                            "nop",
-                        ],
-                        ARM64_HAS_LSE_ATOMICS,
                         old = out(reg) old,
-                        failed = out(reg) _,
                         value = in(reg) value,
                         copy = in(reg) copy_of::<_, O>(ptr),
-                        options(nostack, preserves_flags)
                     )
                 };
                 old
@@ -276,44 +253,34 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn cmpxchg<O: Offset>(ptr: *mut Self, old: Self, new: Self) -> Self {
-                let found;
+                // The expected value first, then the one that is found. A load clears the upper
+                // bits of the register, as the conversion does.
+                let mut value = u64::from(old);
                 let _guard = PreemptGuard::nested();
 
-                // The exclusive load clears the upper bits of the register, as `u64::from()` does.
-                //
                 // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 // Preemption is disabled.
                 unsafe {
-                    alternative_asm!(
+                    lse_asm!(
+                        concat!(
+                            "cas", $suffix,
+                            " {value", $modifier, "}, {new", $modifier, "}, [{copy}]"
+                        ),
                         [
-                            concat!("2: ldxr", $suffix, " {found", $modifier, "}, [{copy}]"),
-                            "eor {failed:x}, {found:x}, {old:x}",
+                            concat!("ldxr", $suffix, " {found", $modifier, "}, [{copy}]"),
+                            "eor {failed:x}, {found:x}, {value:x}",
                             "cbnz {failed:x}, 3f",
                             concat!("stxr", $suffix, " {failed:w}, {new", $modifier, "}, [{copy}]"),
                             "cbnz {failed:w}, 2b",
-                            "3:",
+                            "3: mov {value:x}, {found:x}",
                         ],
-                        [
-                            ".arch_extension lse",
-                            "mov {found:x}, {old:x}",
-                            concat!(
-                                "cas", $suffix,
-                                " {found", $modifier, "}, {new", $modifier, "}, [{copy}]"
-                            ),
-                            "nop",
-                            "nop",
-                            "nop",
-                        ],
-                        ARM64_HAS_LSE_ATOMICS,
-                        found = out(reg) found,
-                        failed = out(reg) _,
-                        old = in(reg) u64::from(old),
+                        value = inout(reg) value,
+                        found = out(reg) _,
                         new = in(reg) new,
                         copy = in(reg) copy_of::<_, O>(ptr),
-                        options(nostack, preserves_flags)
                     )
                 };
-                found
+                value as Self
             }
         }
     )*};
