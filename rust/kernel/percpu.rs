@@ -18,26 +18,11 @@
 //!   while a [`PreemptGuard`](crate::preempt::PreemptGuard) is held, and any CPU's copy by
 //!   [`PerCpuVar::get_cpu`], which is also right for values with locks. Both require `T: Sync`,
 //!   because an interrupt on this CPU or code on another CPU can hold the same reference.
-//! - [`PerCpuVar<LocalCell<T>>`](LocalCell) gives a mutable reference to the local CPU's value, which
-//!   need not be `Sync`, to one user at a time, and none to an interrupt that comes meanwhile. The
-//!   kernel's token for disabled interrupts, `LocalInterruptDisabled`, is not enough for that: a
-//!   function that has it can use it twice, and its invariant says nothing of kernels that do not
-//!   preempt.
-//!
-//! | C | `rust: percpu` v5 (April 2026) | here |
-//! |---|---|---|
-//! | `DEFINE_PER_CPU()` | `define_per_cpu!` | [`define_per_cpu!`](crate::define_per_cpu) |
-//! | `DECLARE_PER_CPU()` | `declare_extern_per_cpu!`, unsafe to use | [`declare_per_cpu!`](crate::declare_per_cpu), safe to use |
-//! | `alloc_percpu_gfp()`, `free_percpu()` | `DynamicPerCpu`, shared by an `Arc`, `GFP_KERNEL` | [`PerCpu`], owned, with flags, and initialisers that can fail |
-//! | `this_cpu_add()`, `_sub()` | `add()`, `sub()` of integers, by `&mut`; x86-64 | [`Local`], by `&`; inlined on x86-64 and arm64, helpers elsewhere |
-//! | `_read()`, `_write()`, `_inc()`, `_dec()`, `_and()`, `_or()`, `_add_return()`, `_xchg()`, `_cmpxchg()`, `_try_cmpxchg()` | | [`Local`] |
-//! | … of `bool` and pointers | | [`Local`] |
-//! | … of `stats->field[i]` | | [`PerCpuVar::project`], [`PerCpuVar::element`] |
-//! | `get_cpu_ptr()` | `&mut T`, unsafe; `&T` of a `Cell` or `RefCell`, which an interrupt can have, too | `&T` if `T: Sync`; `&mut T` of a [`LocalCell`] |
-//! | `per_cpu_ptr()` | a raw pointer | `&T` if `T: Sync`, [`PerCpuVar::read_cpu`] |
-//! | `u64_stats_sync` | | [`Untorn`]: a value that could be read half changed has no [`PerCpuVar::sum`] |
-//! | `for_each_possible_cpu()` | `Cpumask::possible_cpus()` | [`possible_cpus`], [`PerCpuVar::iter`] |
-//! | `raw_cpu_add()` and the like, which an interrupt can spoil | | none: `this_cpu` costs the same on x86-64 |
+//! - [`PerCpuVar<LocalCell<T>>`](LocalCell) gives a mutable reference to the local CPU's value,
+//!   which need not be `Sync`, to one user at a time, and none to an interrupt that comes
+//!   meanwhile. The kernel's token for disabled interrupts, `LocalInterruptDisabled`, is not enough
+//!   for that: a function that has it can use it twice, and its invariant says nothing of kernels
+//!   that do not preempt.
 //!
 //! A CPU that is offline keeps its copy, and the value in it.
 //!

@@ -58,8 +58,8 @@ pub struct LocalCell<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: By the type invariant, one call of `with()` at a time has a reference to the value. It can
-// be called by any thread, which `T: Send` allows.
+// SAFETY: By the type invariant, one call of `with()` at a time has a reference to the value. Any
+// thread can call it, which `T: Send` allows.
 unsafe impl<T: Send> Sync for LocalCell<T> {}
 
 // SAFETY: Zero is a value of each field: the flag is clear.
@@ -107,7 +107,7 @@ impl<T: Send + Unpin, O: Offset> PerCpuVar<LocalCell<T>, O> {
 
         // An interrupt that comes between the load and the store has ended before the store, so it
         // has cleared the flag again. `Acquire` pairs with the `Release` below, in case that the
-        // last user slept, which it must not, and has gone on on another CPU.
+        // last user slept, which it must not, and was moved to another CPU.
         if cell.is_used.load(Acquire) != 0 {
             return None;
         }

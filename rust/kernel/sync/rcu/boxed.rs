@@ -2,22 +2,6 @@
 
 //! Objects that RCU readers may still see when their owner drops them.
 //!
-//! | C | `RcuBox` RFC (June 2026) | here |
-//! |---|---|---|
-//! | `kmalloc()` of a structure with a `struct rcu_head` | `RcuBox::new()` | [`RcuBox::new`] |
-//! | a pointer that is valid until `rcu_read_unlock()` | `with_rcu()` | [`RcuBox::with_rcu`] |
-//! | `kfree_rcu()`, `kvfree_rcu()` | dropping a box whose object needs no drop | the same |
-//! | `call_rcu()`, with a callback that ends the object | dropping any other box | the same |
-//! | `rcu_barrier()` in the exit function of a module | | the library calls it |
-//! | `call_rcu()`, with any other callback | | [`RcuCallbackBox`] |
-//! | an `__rcu` pointer | | [`RcuCell`] |
-//! | `rcu_dereference()`, `rcu_replace_pointer()` | | [`RcuCell::load`], [`RcuCell::replace`] |
-//!
-//! [`RcuCallbackBox`]: super::RcuCallbackBox
-//! [`RcuCell`]: super::RcuCell
-//! [`RcuCell::load`]: super::RcuCell::load
-//! [`RcuCell::replace`]: super::RcuCell::replace
-//!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
 use super::{
