@@ -194,6 +194,7 @@ suite!(CASES = percpu_ref [
     percpu_bool_and_pointer,
     percpu_static,
     percpu_against_interrupts,
+    percpu_copies_are_apart,
     percpu_local_cell,
     percpu_locks,
     percpu_iter_mut,

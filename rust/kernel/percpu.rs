@@ -60,6 +60,8 @@ mod this_cpu;
 mod var;
 
 pub use cell::LocalCell;
+#[doc(hidden)]
+pub use core::mem::offset_of;
 pub use local::{
     Integer,
     Local,
@@ -69,7 +71,10 @@ pub use local::{
 #[doc(hidden)]
 pub use this_cpu::ThisCpu;
 #[doc(hidden)]
-pub use var::Template;
+pub use var::{
+    type_of,
+    Template, //
+};
 pub use var::{
     At,
     Field,

@@ -4,6 +4,7 @@
 
 use super::*;
 
+use core::cell::UnsafeCell;
 use kernel::percpu::{
     self,
     Integer,
@@ -392,6 +393,50 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
     check!(contended!(exchanged).sum() == exchanged as u32);
     check!(taken.load(Relaxed) + contended!(taken).sum() == left + interrupts);
     check!(contended!(errors).sum() == 0);
+    Ok(Passed)
+}
+
+/// A value with plain stores, for one thread to use.
+struct Plain(UnsafeCell<u64>);
+
+// SAFETY: Only `percpu_copies_are_apart()` uses it, and KUnit runs one case at a time.
+unsafe impl Sync for Plain {}
+
+impl Plain {
+    #[inline(always)]
+    fn set(&self, value: u64) {
+        // SAFETY: One thread uses it.
+        unsafe { *self.0.get() = value };
+    }
+
+    #[inline(always)]
+    fn get(&self) -> u64 {
+        // SAFETY: One thread uses it.
+        unsafe { *self.0.get() }
+    }
+}
+
+define_per_cpu! {
+    static PLAIN: Plain = Plain(UnsafeCell::new(0));
+    static SEVEN: u8 = 7;
+}
+
+/// The compiler does not take two copies of a static variable for the same memory.
+pub(super) fn percpu_copies_are_apart() -> Result<Outcome> {
+    let Some((one, other)) = two_cpus() else {
+        return Ok(Skipped("needs two CPUs"));
+    };
+
+    let (Some(a), Some(b)) = (PLAIN.get_cpu(one), PLAIN.get_cpu(other)) else {
+        return Err(EIO);
+    };
+    a.set(0x1111);
+    b.set(0x2222);
+    check!(PLAIN.get_cpu(one).is_some_and(|copy| copy.get() == 0x1111));
+    check!(PLAIN
+        .get_cpu(other)
+        .is_some_and(|copy| copy.get() == 0x2222));
+    check!(SEVEN.iter().all(|(_, seven)| *seven == 7));
     Ok(Passed)
 }
 

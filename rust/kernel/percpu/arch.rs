@@ -35,6 +35,17 @@ mod offset {
         bindings::__per_cpu_offset,
         prelude::*, //
     };
+    use core::ptr::with_exposed_provenance_mut;
+
+    /// Returns the address of the copy that is at `offset`.
+    ///
+    /// The `__percpu` pointer of a static variable is that of a template, and no copy is a part of
+    /// the template. So the compiler must not conclude anything from where the pointer came from,
+    /// which C has `RELOC_HIDE()` for.
+    #[inline(always)]
+    pub(super) fn copy_at(ptr: *mut c_void, offset: usize) -> *mut c_void {
+        with_exposed_provenance_mut(ptr.expose_provenance().wrapping_add(offset))
+    }
 
     /// Returns the address of `cpu`'s copy of what `ptr` is the `__percpu` pointer of.
     ///
@@ -47,6 +58,6 @@ mod offset {
 
         // SAFETY: By the safety requirements of this function, `cpu` has an offset, which does not
         // change.
-        ptr.wrapping_byte_add(unsafe { offsets.add(cpu as usize).read() })
+        copy_at(ptr, unsafe { offsets.add(cpu as usize).read() })
     }
 }

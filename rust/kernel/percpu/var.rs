@@ -278,37 +278,49 @@ mod private {
 ///
 /// At the offset `O` in each `T` there is a field of the type `F`, which the code that made this
 /// can access.
-pub struct Field<T, F, O>(PhantomData<(T, F, O)>);
+// Invariant in `T` and `F`: a field of another `T`, even of one with other lifetimes, is of another
+// type.
+pub struct Field<T, F, O>(PhantomData<(fn(T) -> T, fn(F) -> F, O)>);
 
 impl<T, F, O: Offset> Field<T, F, O> {
     /// Used by [`percpu_field!`](crate::percpu_field). `field` says what the type of the field is.
     ///
     /// # Safety
     ///
-    /// `O` must be the offset of the field that `field` returns.
+    /// `O` must be the offset in `T` of the field that `field` returns the type of.
     #[doc(hidden)]
     #[inline(always)]
-    pub const unsafe fn new(_field: for<'a> fn(&'a T) -> &'a F) -> Self {
+    pub const unsafe fn new(_field: fn(&T) -> PhantomData<F>) -> Self {
         // INVARIANT: By the safety requirements of this function.
         Self(PhantomData)
     }
 }
 
-/// Names a field of a structure, for [`PerCpuVar::project`].
+/// Returns the type of what a reference points to.
+#[doc(hidden)]
+pub const fn type_of<F>(_: &F) -> PhantomData<F> {
+    PhantomData
+}
+
+/// Names a field of a structure, for [`PerCpuVar::project`](crate::percpu::PerCpuVar::project).
 ///
-/// The first argument is the type of the structure, the second the name of the field, which must
-/// be visible.
+/// The first argument is the type of the structure, without parameters of the function around it,
+/// the second the name of the field, which must be visible.
 #[doc(alias = "offsetof")]
 #[macro_export]
 macro_rules! percpu_field {
     ($type:path, $field:tt $(,)?) => {{
-        const OFFSET: usize = ::core::mem::offset_of!($type, $field);
+        const OFFSET: usize = $crate::percpu::offset_of!($type, $field);
 
         // SAFETY: The pattern, which does not look through `Deref`, has the field whose offset this
-        // is.
+        // is. Its type is determined by itself, before the code around the macro can expect another
+        // one, which the reference could be coerced to.
         unsafe {
             $crate::percpu::Field::<_, _, $crate::percpu::At<OFFSET>>::new(|value: &$type| {
-                let $type { $field: field, .. } = value;
+                let $type {
+                    $field: field @ _, ..
+                } = value;
+                let field = $crate::percpu::type_of(field);
                 field
             })
         }
@@ -345,6 +357,15 @@ impl<T: 'static> PerCpuVar<T> {
     /// are valid and pinned as long as the calling module can run. Other code must only share them.
     #[doc(hidden)]
     pub const unsafe fn from_template(template: *const Template<T>) -> Self {
+        // `percpu_modalloc()` in kernel/module/main.c allocates nothing for a section that is empty,
+        // and aligns no section to more than a page.
+        const {
+            assert!(
+                size_of::<T>() > 0 && align_of::<T>() <= 4096,
+                "a static per-CPU variable must have a size, and be aligned to a page at most"
+            )
+        };
+
         // SAFETY: The address of a static variable is not null, and is its `__percpu` pointer. The
         // rest is by the safety requirements of this function.
         unsafe { Self::from_raw(NonNull::new_unchecked(template.cast_mut().cast())) }
@@ -354,8 +375,9 @@ impl<T: 'static> PerCpuVar<T> {
 /// Defines static per-CPU variables.
 ///
 /// A variable is a constant of the type [`PerCpuVar<T>`](crate::percpu::PerCpuVar). Its initial
-/// value is computed when the code is compiled. Each possible CPU's copy has it when the kernel, or
-/// the module, begins to run. The copies are not dropped.
+/// value is computed when the code is compiled, as that of a `const` is, and copied bit by bit. Each
+/// possible CPU's copy has it when the kernel, or the module, begins to run. The copies are not
+/// dropped. Unsafe code in the initial value must allow for the copies.
 ///
 /// The variables of all loaded modules share a reserve of 8 KiB for each CPU
 /// (`PERCPU_MODULE_RESERVE` in include/linux/percpu.h), of which a module takes what it defines.

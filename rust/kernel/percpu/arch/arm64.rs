@@ -11,6 +11,7 @@
 //! C source: [`arch/arm64/include/asm/percpu.h`](srctree/arch/arm64/include/asm/percpu.h)
 
 use super::{
+    offset::copy_at,
     Offset,
     ThisCpu, //
 };
@@ -90,12 +91,10 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
             options(nostack, preserves_flags, readonly)
         )
     };
-    ptr.wrapping_byte_add(offset)
+    copy_at(ptr, offset)
 }
 
-/// Returns the address of this CPU's copy.
-///
-/// Returns the address of this CPU's copy of what `ptr` is the `__percpu` pointer of.
+/// Returns the address of this CPU's copy of what is at the offset `O` of `ptr`.
 ///
 /// # Safety
 ///

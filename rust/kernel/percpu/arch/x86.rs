@@ -9,6 +9,7 @@
 //! C source: [`arch/x86/include/asm/percpu.h`](srctree/arch/x86/include/asm/percpu.h)
 
 use super::{
+    offset::copy_at,
     Offset,
     ThisCpu, //
 };
@@ -38,7 +39,7 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
             options(att_syntax, nostack, preserves_flags, readonly)
         )
     };
-    ptr.wrapping_byte_add(offset)
+    copy_at(ptr, offset)
 }
 
 /// Does the instruction `$op` with this CPU's copy, which `{copy}` stands for.

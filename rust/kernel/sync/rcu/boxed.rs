@@ -79,8 +79,9 @@ unsafe impl RcuAllocator for KVmalloc {}
 ///
 /// # Modules
 ///
-/// An object that needs to be dropped is dropped before its module is unloaded: see [the
-/// callbacks](super::RcuCallback). If dropping it drops another box, that one takes another grace
+/// An object that needs to be dropped is dropped before the module is unloaded that has the code of
+/// the box: see [the callbacks](super::RcuCallback). Code of other modules that the object points
+/// to, such as that of a trait object in it, is not kept. If dropping it drops another box, that one takes another grace
 /// period. Unloading a module waits for objects that are nested so to a depth of two, and what is
 /// deeper is leaked with a warning.
 ///
