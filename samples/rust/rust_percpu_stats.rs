@@ -47,13 +47,13 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
-/// What is counted, on each CPU.
+/// What is counted, on each CPU. A `u64` could not be read from another CPU on a 32-bit machine.
 struct Stats {
-    reads: Local<u64>,
-    writes: Local<u64>,
-    bytes: Local<u64>,
+    reads: Local<usize>,
+    writes: Local<usize>,
+    bytes: Local<usize>,
     /// Requests by the number of their bytes: up to 15, up to 255, and so on.
-    sizes: [Local<u64>; 4],
+    sizes: [Local<usize>; 4],
 }
 
 define_per_cpu! {
@@ -67,7 +67,7 @@ define_per_cpu! {
 
 /// Counts a request of so many bytes.
 fn count(bytes: usize) {
-    STATS.project(percpu_field!(Stats, bytes)).add(bytes as u64);
+    STATS.project(percpu_field!(Stats, bytes)).add(bytes);
     let size = bytes.checked_ilog2().unwrap_or(0) as usize / 4;
     if let Some(requests) = STATS.project(percpu_field!(Stats, sizes)).element(size) {
         requests.inc();

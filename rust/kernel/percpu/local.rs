@@ -33,7 +33,7 @@ use core::cell::UnsafeCell;
 /// use kernel::prelude::*;
 /// use kernel::percpu::{Local, PerCpu};
 ///
-/// let packets = PerCpu::<Local<u64>>::zeroed(GFP_KERNEL)?;
+/// let packets = PerCpu::<Local<usize>>::zeroed(GFP_KERNEL)?;
 /// packets.inc();
 /// packets.add(2);
 /// assert_eq!(packets.sum(), 3);

@@ -93,7 +93,7 @@ impl<T, O: Offset> PerCpuVar<T, O> {
     ///
     /// #[derive(Zeroable)]
     /// struct Stats {
-    ///     packets: Local<u64>,
+    ///     packets: Local<usize>,
     ///     errors: [Local<u32>; 4],
     /// }
     ///
@@ -392,7 +392,7 @@ impl<T: 'static> PerCpuVar<T> {
 /// use kernel::{define_per_cpu, percpu_field, percpu::Local};
 ///
 /// struct Stats {
-///     packets: Local<u64>,
+///     packets: Local<usize>,
 ///     busy: Local<bool>,
 /// }
 ///
