@@ -12,17 +12,14 @@
 //!
 //! - [`PerCpuVar<Local<V>>`](Local), for an integer, `bool`, or pointer `V`, has the `this_cpu`
 //!   operations. Each operation acts on the copy of the CPU that it runs on, and is atomic with
-//!   respect to preemption and to interrupts on that CPU. No guard is needed. On x86-64 an
-//!   operation is one instruction, as in C.
+//!   respect to preemption and to interrupts on that CPU. No guard is needed. On x86-64, as
+//!   in C, one instruction changes the copy, and `xchg` is a loop around it.
 //! - [`PerCpuVar<T>`] for any other `T` hands out `&T`: the local CPU's copy by [`PerCpuVar::get`]
 //!   while a [`PreemptGuard`](crate::preempt::PreemptGuard) is held, and any CPU's copy by
 //!   [`PerCpuVar::get_cpu`], which is also right for values with locks. Both require `T: Sync`,
 //!   because an interrupt on this CPU or code on another CPU can hold the same reference.
-//! - [`PerCpuVar<LocalCell<T>>`](LocalCell) gives a mutable reference to the local CPU's value,
-//!   which need not be `Sync`, to one user at a time, and none to an interrupt that comes
-//!   meanwhile. The kernel's token for disabled interrupts, `LocalInterruptDisabled`, is not enough
-//!   for that: a function that has it can use it twice, and its invariant says nothing of kernels
-//!   that do not preempt.
+//! - [`PerCpuVar<LocalCell<T>>`](LocalCell) calls a closure with a mutable reference to the local
+//!   CPU's value, for `T: Send + Unpin`. While the closure runs, an interrupt on that CPU gets none.
 //!
 //! A CPU that is offline keeps its copy, and the value in it.
 //!
@@ -121,7 +118,8 @@ fn is_possible(cpu: CpuId) -> bool {
 
 /// A per-CPU variable that was allocated: one `T` for each possible CPU.
 ///
-/// It is used by the methods of [`PerCpuVar`].
+/// It is used by the methods of [`PerCpuVar`]. A value can have 32 KiB (`PCPU_MIN_UNIT_SIZE` in
+/// include/linux/percpu.h); a larger one does not compile.
 ///
 /// # Invariants
 ///
@@ -177,7 +175,9 @@ impl<T> PerCpu<T> {
     ///
     /// # Context
     ///
-    /// May sleep if `gfp` allows blocking, and then must be called from process context.
+    /// If `gfp` allows blocking, may sleep and must be called from process context. Otherwise, can
+    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard interrupts
+    /// or with preemption disabled.
     ///
     /// # Examples
     ///
@@ -239,7 +239,9 @@ impl<T> PerCpu<T> {
     ///
     /// # Context
     ///
-    /// May sleep if `gfp` allows blocking, and then must be called from process context.
+    /// If `gfp` allows blocking, may sleep and must be called from process context. Otherwise, can
+    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard interrupts
+    /// or with preemption disabled.
     #[doc(alias("alloc_percpu_gfp", "alloc_percpu"))]
     pub fn zeroed(gfp: Flags) -> Result<Self, AllocError>
     where

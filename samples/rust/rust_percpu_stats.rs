@@ -4,7 +4,8 @@
 //!
 //! `/dev/percpu_stats_sample` gives to each reader so many bytes, all of the same value, as its
 //! settings say, and takes as many from each writer. In debugfs, `percpu_stats_sample/settings` has
-//! these two numbers, which can be written, and `percpu_stats_sample/stats` has the statistics.
+//! these two numbers, which can be written, and `percpu_stats_sample/stats` has the statistics. The
+//! file has no end: read it with `dd` or `head -c`.
 //!
 //! - A request counts in variables of the CPU that it runs on: no lock, no cache line that another
 //!   CPU writes to, and on x86-64 one instruction for each number.
@@ -52,7 +53,7 @@ struct Stats {
     reads: Local<usize>,
     writes: Local<usize>,
     bytes: Local<usize>,
-    /// Requests by the number of their bytes: up to 15, up to 255, and so on.
+    /// Requests by the number of their bytes: below 16, below 256, below 4096, and all others.
     sizes: [Local<usize>; 4],
 }
 
@@ -68,7 +69,7 @@ define_per_cpu! {
 /// Counts a request of so many bytes.
 fn count(bytes: usize) {
     STATS.project(percpu_field!(Stats, bytes)).add(bytes);
-    let size = bytes.checked_ilog2().unwrap_or(0) as usize / 4;
+    let size = (bytes.checked_ilog2().unwrap_or(0) as usize / 4).min(3);
     if let Some(requests) = STATS.project(percpu_field!(Stats, sizes)).element(size) {
         requests.inc();
     }
@@ -155,10 +156,13 @@ mod files {
                 writeln!(f, "below {limit} {}", requests.sum())?;
             }
         }
+        if let Some(requests) = sizes.element(3) {
+            writeln!(f, "other {}", requests.sum())?;
+        }
         for cpu in online_cpus() {
             let requests = reads.read_cpu(cpu).zip(writes.read_cpu(cpu));
             if let Some((reads, writes)) = requests {
-                writeln!(f, "cpu{} {}", cpu.as_u32(), reads + writes)?;
+                writeln!(f, "cpu{} {}", cpu.as_u32(), reads.wrapping_add(writes))?;
             }
         }
         Ok(())

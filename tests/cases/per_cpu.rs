@@ -4,7 +4,10 @@
 
 use super::*;
 
-use core::cell::UnsafeCell;
+use core::cell::{
+    Cell,
+    UnsafeCell, //
+};
 use kernel::percpu::{
     self,
     Integer,
@@ -19,7 +22,8 @@ use kernel::{
     fmt,
     new_spinlock,
     percpu_field,
-    sync::SpinLock, //
+    sync::SpinLock,
+    types::ScopeGuard, //
 };
 
 extern "C" {
@@ -80,7 +84,7 @@ fn compare<I: Integer + Untorn + fmt::Display + Default, O: Offset>(
 
     // Both must find the same CPU all the time.
     let _guard = PreemptGuard::new();
-    for _ in 0..100 {
+    for turn in 0..100 {
         let (a, b, d) = (number(), number(), number());
         local.write(a);
         c(0, a, zero);
@@ -108,8 +112,8 @@ fn compare<I: Integer + Untorn + fmt::Display + Default, O: Offset>(
         c(9, b, zero);
         same(9)?;
         check!(local.xchg(d) == c(7, d, zero));
-        // In half of the cases, what is there.
-        let expected = if number() == number() { a } else { d };
+        // In half of the turns, the value that is there.
+        let expected = if turn % 2 == 0 { d } else { a };
         let found = local.cmpxchg(expected, b).unwrap_or_else(|found| found);
         check!(found == c(8, expected, b));
         same(8)?;
@@ -267,7 +271,6 @@ pub(super) fn percpu_static() -> Result<Outcome> {
 }
 
 /// What tasks and interrupts change on the same CPU.
-#[derive(Zeroable)]
 struct Contended {
     /// Both add to it.
     wide: Local<u64>,
@@ -280,6 +283,9 @@ struct Contended {
     bits: Local<u16>,
     interrupts: Local<u64>,
     errors: Local<u32>,
+    /// Both add to it, if it is not in use.
+    cell: LocalCell<Cell<u64>>,
+    added: Local<u64>,
 }
 
 define_per_cpu! {
@@ -291,6 +297,8 @@ define_per_cpu! {
         bits: Local::new(0),
         interrupts: Local::new(0),
         errors: Local::new(0),
+        cell: LocalCell::new(Cell::new(0)),
+        added: Local::new(0),
     };
 }
 
@@ -305,7 +313,17 @@ extern "C" {
     fn percpu_ref_test_on_each_cpu(func: unsafe extern "C" fn(*mut c_void), arg: *mut c_void);
 }
 
+fn add_to_cell() {
+    if contended!(cell)
+        .with(|value| value.set(value.get() + 1))
+        .is_some()
+    {
+        contended!(added).inc();
+    }
+}
+
 unsafe extern "C" fn contend(_: *mut c_void) {
+    add_to_cell();
     let turn = contended!(interrupts).add_return(1);
     contended!(wide).add(1 << 32);
     contended!(narrow).inc();
@@ -329,18 +347,23 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
     let turns = Arc::new(Atomic::new(0u64), GFP_KERNEL)?;
     let taken = Arc::new(Atomic::new(0u64), GFP_KERNEL)?;
     let mut threads = KVec::new();
+    // Dropped before the threads, which its drop waits for.
+    let end = ScopeGuard::new(|| stop.store(1, Relaxed));
     let before = [
         contended!(wide).sum(),
         contended!(narrow).sum().into(),
         contended!(exchanged).sum().into(),
     ];
     let (interrupts, left) = (contended!(interrupts).sum(), contended!(taken).sum());
+    let errors = contended!(errors).sum();
+    let added = contended!(added).sum();
 
     for cpu in online_cpus() {
         let (stop, turns, all_taken) = (stop.clone(), turns.clone(), taken.clone());
         let run = move || {
             let (mut mine, mut taken) = (0u64, 0);
-            while stop.load(Relaxed) == 0 {
+            loop {
+                add_to_cell();
                 contended!(wide).add(3);
                 contended!(wide).sub(1);
                 contended!(narrow).inc();
@@ -366,6 +389,9 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
                     // SAFETY: May sleep here.
                     unsafe { bindings::schedule() };
                 }
+                if stop.load(Relaxed) != 0 {
+                    break;
+                }
             }
             contended!(bits).and(!1);
             turns.fetch_add(mine, Relaxed);
@@ -374,12 +400,16 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
         threads.push(Thread::spawn(cpu, run)?, GFP_KERNEL)?;
     }
     let start = Instant::<Monotonic>::now();
-    while start.elapsed() < Delta::from_millis(300) {
+    loop {
         // SAFETY: `contend()` can be called from any context but NMI.
         unsafe { percpu_ref_test_on_each_cpu(contend, core::ptr::null_mut()) };
         fsleep(Delta::from_micros(50));
+        if start.elapsed() >= Delta::from_millis(300) {
+            break;
+        }
     }
-    stop.store(1, Relaxed);
+    // The threads end.
+    drop(end);
     drop(threads);
 
     let interrupts = contended!(interrupts).sum() - interrupts;
@@ -392,7 +422,13 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
     let exchanged = before[2] + turns + interrupts;
     check!(contended!(exchanged).sum() == exchanged as u32);
     check!(taken.load(Relaxed) + contended!(taken).sum() == left + interrupts);
-    check!(contended!(errors).sum() == 0);
+    check!(contended!(errors).sum() == errors);
+
+    let mut in_cells = 0;
+    for cpu in online_cpus() {
+        in_cells += on_cpu(cpu, || contended!(cell).with(|value| value.get()))?.ok_or(EIO)?;
+    }
+    check!(added < contended!(added).sum() && in_cells == contended!(added).sum());
     Ok(Passed)
 }
 
@@ -441,7 +477,7 @@ pub(super) fn percpu_copies_are_apart() -> Result<Outcome> {
 }
 
 define_per_cpu! {
-    static CELL: LocalCell<KVec<u32>> = LocalCell::new(KVec::new());
+    static CELL: LocalCell<Cell<u64>> = LocalCell::new(Cell::new(0));
     static REFUSED: Local<u32> = Local::new(0);
 }
 
@@ -453,38 +489,26 @@ unsafe extern "C" fn use_cell(_: *mut c_void) {
 
 /// One user at a time has the mutable reference to a CPU's value, and interrupts have none.
 pub(super) fn percpu_local_cell() -> Result<Outcome> {
-    let push = |number| {
-        CELL.with(|numbers| numbers.push(number, GFP_ATOMIC).is_ok())
-            .unwrap_or(false)
-    };
     let refused = REFUSED.sum();
 
     for cpu in online_cpus() {
         let is_right = on_cpu(cpu, move || {
             let before = REFUSED.read();
             let nested = CELL.with(|_| CELL.with(|_| ()).is_none());
-            let interrupted = CELL.with(|numbers| {
-                numbers.clear();
+            let interrupted = CELL.with(|_| {
                 // SAFETY: `use_cell()` can be called from any context.
                 unsafe { percpu_ref_test_on_this_cpu(use_cell, core::ptr::null_mut()) };
                 REFUSED.read() - before
             });
-            let is_free = CELL.with(|_| ()).is_some();
-            nested == Some(true) && interrupted == Some(1) && is_free && push(cpu.as_u32())
+            let is_set = CELL.with(|value| value.set(u64::from(cpu.as_u32()) + 1));
+            nested == Some(true) && interrupted == Some(1) && is_set.is_some()
         })?;
         check!(is_right);
     }
     check!(REFUSED.sum() == refused + online_cpus().count() as u32);
     for cpu in online_cpus() {
-        check!(
-            on_cpu(cpu, move || CELL
-                .with(|n| n.len() == 1 && n[0] == cpu.as_u32()))?
-                == Some(true)
-        );
-        // The kernel does not drop statics.
-        on_cpu(cpu, || {
-            CELL.with(|numbers| *numbers = KVec::new()).is_some()
-        })?;
+        let value = on_cpu(cpu, || CELL.with(|value| value.get()))?;
+        check!(value == Some(u64::from(cpu.as_u32()) + 1));
     }
 
     let cells = PerCpu::<LocalCell<u64>>::zeroed(GFP_KERNEL)?;

@@ -11,12 +11,14 @@ use kernel::{
         Kmalloc,
         Vmalloc, //
     },
+    page::PAGE_SIZE,
     str::CString,
     sync::rcu::{
         read_lock,
         RcuAllocator,
         RcuCell, //
     },
+    types::ScopeGuard, //
 };
 
 /// Two words that belong together, until the pair is dropped.
@@ -109,14 +111,21 @@ pub(super) fn rcu_box_waits_for_readers() -> Result<Outcome> {
                 kernel::processor::cpu_relax();
             }
             let start = Instant::<Monotonic>::now();
-            while start.elapsed() < Delta::from_millis(20) {
+            loop {
                 if !pair.is_alive() || seen.dropped.get() != 0 {
                     reader.wrong.inc();
                 }
                 reader.seen.inc();
+                if start.elapsed() >= Delta::from_millis(20) {
+                    break;
+                }
             }
             reader.step.store(2, Release);
         })?;
+        // Dropped before the thread, which its drop waits for.
+        let step = ScopeGuard::new(|| {
+            let _ = shared.step.cmpxchg(0, 1, Release);
+        });
 
         let owner = shared.clone();
         on_cpu(here, move || {
@@ -128,6 +137,7 @@ pub(super) fn rcu_box_waits_for_readers() -> Result<Outcome> {
         })?;
         wait_for(|| events.dropped.get() != 0)?;
         check!(shared.step.load(Acquire) == 2);
+        drop(step);
         drop(reader);
         rcu::rcu_barrier();
         check!(shared.seen.get() > 0 && shared.wrong.get() == 0);
@@ -147,7 +157,7 @@ pub(super) fn rcu_box_frees_later() -> Result<Outcome> {
             let seen = old.with_rcu(&section);
             drop(old);
             // A slab gives out first what came back last.
-            while new.len() < new.capacity() {
+            while new.len() < 50 {
                 new.push(RcuBox::<T>::new(make(), GFP_ATOMIC)?, GFP_ATOMIC)?;
             }
             check!(new.iter().all(|new| !ptr::eq(&raw const **new, seen)));
@@ -170,7 +180,7 @@ pub(super) fn rcu_box_of_each_allocator() -> Result<Outcome> {
     /// Larger than what `kmalloc()` has a slab for.
     struct Large<T> {
         object: T,
-        _rest: MaybeUninit<[u8; 80 << 10]>,
+        _rest: MaybeUninit<[u8; 3 * PAGE_SIZE]>,
     }
 
     impl<T> Large<T> {
@@ -262,6 +272,8 @@ pub(super) fn rcu_cell_owns() -> Result<Outcome> {
         found.is_some_and(|pair| pair.is_alive() && pair.value.load(Relaxed) == value)
     };
 
+    // If this case failed before.
+    drop(PLACE.take());
     check!(PLACE.take().is_none() && PLACE.load(&read_lock()).is_none());
     check!(PLACE.replace(Some(new(1)?)).is_none());
     check!(is(PLACE.load(&read_lock()), 1));
@@ -324,6 +336,8 @@ pub(super) fn rcu_cell_readers_race() -> Result<Outcome> {
     )?;
 
     let mut readers = KVec::new();
+    // Dropped before the threads, which its drop waits for.
+    let end = ScopeGuard::new(|| shared.stop.store(1, Release));
     for cpu in online_cpus() {
         let shared = shared.clone();
         let reader = Thread::spawn(cpu, move || {
@@ -369,7 +383,7 @@ pub(super) fn rcu_cell_readers_race() -> Result<Outcome> {
             fsleep(Delta::from_micros(300));
         }
     }
-    shared.stop.store(1, Release);
+    drop(end);
     drop(readers);
     check!(shared.found.get() > 0 && shared.missed.get() > 0);
     check!(shared.wrong.get() == 0);

@@ -28,8 +28,9 @@ use core::{
 /// A value that each CPU changes in its own copy, one user at a time.
 ///
 /// A `LocalCell` is useful only in per-CPU memory, where [`PerCpuVar::with`] gives a mutable
-/// reference to the local CPU's value. The value need not be `Sync`. If code that has the reference
-/// is interrupted, the interrupt gets none.
+/// reference to the local CPU's value. The value need not be `Sync`. An interrupt gets no reference
+/// while the code that it interrupted has one. A value that interrupts must always be able to
+/// change belongs in [`Local`](super::Local)s or behind a lock.
 ///
 /// # Invariants
 ///
@@ -52,7 +53,17 @@ use core::{
 /// });
 /// assert_eq!(sum, Some(128));
 /// ```
-#[doc(alias("get_cpu_var", "local_lock_t"))]
+///
+/// A large value is allocated, and cleared in place:
+///
+/// ```
+/// use kernel::{percpu::{LocalCell, PerCpu}, prelude::*};
+///
+/// let scratch = PerCpu::<LocalCell<[u8; 8192]>>::zeroed(GFP_KERNEL)?;
+/// scratch.with(|bytes| bytes.fill(1)).ok_or(EBUSY)?;
+/// # Ok::<(), Error>(())
+/// ```
+#[doc(alias = "get_cpu_var")]
 pub struct LocalCell<T> {
     is_used: Atomic<u32>,
     value: UnsafeCell<T>,
@@ -68,6 +79,7 @@ unsafe impl<T: Zeroable> Zeroable for LocalCell<T> {}
 impl<T> LocalCell<T> {
     /// Creates a value, for the initialiser of [`PerCpu::new`](super::PerCpu::new) or of a static
     /// variable.
+    #[inline]
     pub const fn new(value: T) -> Self {
         // INVARIANT: There is no reference to the value.
         Self {
@@ -77,6 +89,7 @@ impl<T> LocalCell<T> {
     }
 
     /// Returns a mutable reference to the value.
+    #[inline]
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
     }
@@ -97,9 +110,10 @@ impl<T: Send + Unpin, O: Offset> PerCpuVar<LocalCell<T>, O> {
     ///
     /// # Context
     ///
-    /// Can be called from any context. `use_value` is called with preemption disabled, and must not
-    /// sleep.
+    /// Can be called from any context. Preemption is disabled while `use_value` runs, so it must not
+    /// sleep. On PREEMPT_RT, it must not allocate or free memory, or take a `SpinLock`, either.
     #[doc(alias("get_cpu_var", "put_cpu_var", "get_cpu_ptr", "put_cpu_ptr"))]
+    #[must_use = "`None` means that the value was in use, and that the closure was not called"]
     #[inline]
     pub fn with<R>(&self, use_value: impl FnOnce(&mut T) -> R) -> Option<R> {
         let guard = PreemptGuard::try_new()?;

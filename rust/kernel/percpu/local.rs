@@ -47,8 +47,8 @@ pub struct Local<V>(UnsafeCell<V>);
 // with these operations by the kernel's memory model.
 unsafe impl<V: Primitive> Sync for Local<V> {}
 
-// SAFETY: What a pointer points to is not accessed, and is for the unsafe code that does to argue
-// for, as with `Atomic<*mut T>`. The other values are `Send`.
+// SAFETY: Integers and `bool` are `Send`. A pointer is only a number here; code that dereferences it
+// is unsafe and must argue for that.
 unsafe impl<V: Primitive> Send for Local<V> {}
 
 // SAFETY: Zero is a value of each `Primitive`: the number, `false`, or the null pointer.
@@ -57,11 +57,13 @@ unsafe impl<V: Primitive> Zeroable for Local<V> {}
 impl<V: Primitive> Local<V> {
     /// Creates a value, for the initialiser of [`PerCpu::new`](super::PerCpu::new) or of a static
     /// variable.
+    #[inline]
     pub const fn new(value: V) -> Self {
         Self(UnsafeCell::new(value))
     }
 
     /// Returns a mutable reference to the value.
+    #[inline]
     pub fn get_mut(&mut self) -> &mut V {
         self.0.get_mut()
     }
@@ -76,8 +78,8 @@ impl<V> fmt::Debug for Local<V> {
 
 /// # Context
 ///
-/// All operations can be called from any context except NMI. None needs a guard: if the task moves
-/// to another CPU before an operation, that acts on the copy of the other CPU.
+/// All operations can be called from any context except NMI. No guard is needed: if the task moves
+/// to another CPU before an operation, the operation acts on that CPU's copy.
 impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[inline(always)]
     fn raw(&self) -> *mut V::Raw {
@@ -89,7 +91,7 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[inline(always)]
     pub fn read(&self) -> V {
         // SAFETY: By the type invariant, `raw()` plus `O` is the `__percpu` pointer of a valid `V`,
-        // which has the layout of a `V::Raw`, and which only a `Local` reaches.
+        // which has the layout of a `V::Raw`. No reference to it exists, since `Local` gives none.
         unsafe { V::from_raw(V::Raw::read::<O>(self.raw())) }
     }
 
@@ -97,7 +99,8 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[doc(alias = "this_cpu_write")]
     #[inline(always)]
     pub fn write(&self, value: V) {
-        // SAFETY: See `read()`. A valid value is written.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value is
+        // written.
         unsafe { V::Raw::write::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -105,7 +108,8 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[doc(alias = "this_cpu_xchg")]
     #[inline(always)]
     pub fn xchg(&self, value: V) -> V {
-        // SAFETY: See `read()`. A valid value is written.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value is
+        // written.
         unsafe { V::from_raw(V::Raw::xchg::<O>(self.raw(), value.into_raw())) }
     }
 
@@ -115,7 +119,8 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[doc(alias = "this_cpu_cmpxchg")]
     #[inline(always)]
     pub fn cmpxchg(&self, old: V, new: V) -> Result<V, V> {
-        // SAFETY: See `read()`. A valid value is written.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value is
+        // written.
         let found = unsafe {
             V::from_raw(V::Raw::cmpxchg::<O>(
                 self.raw(),
@@ -153,7 +158,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_add")]
     #[inline(always)]
     pub fn add(&self, value: I) {
-        // SAFETY: See `read()`. All values of an integer are valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
+        // valid.
         unsafe { I::Raw::add::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -168,7 +174,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_inc")]
     #[inline(always)]
     pub fn inc(&self) {
-        // SAFETY: See `read()`. All values of an integer are valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
+        // valid.
         unsafe { I::Raw::inc::<O>(self.raw()) };
     }
 
@@ -176,7 +183,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_dec")]
     #[inline(always)]
     pub fn dec(&self) {
-        // SAFETY: See `read()`. All values of an integer are valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
+        // valid.
         unsafe { I::Raw::dec::<O>(self.raw()) };
     }
 
@@ -184,7 +192,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_and")]
     #[inline(always)]
     pub fn and(&self, value: I) {
-        // SAFETY: See `read()`. All values of an integer are valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
+        // valid.
         unsafe { I::Raw::and::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -192,7 +201,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_or")]
     #[inline(always)]
     pub fn or(&self, value: I) {
-        // SAFETY: See `read()`. All values of an integer are valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
+        // valid.
         unsafe { I::Raw::or::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -200,7 +210,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias("this_cpu_add_return", "this_cpu_inc_return"))]
     #[inline(always)]
     pub fn add_return(&self, value: I) -> I {
-        // SAFETY: See `read()`. All values of an integer are valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
+        // valid.
         unsafe { I::from_raw(I::Raw::add_return::<O>(self.raw(), value.into_raw())) }
     }
 
@@ -228,8 +239,9 @@ impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
 
     /// Returns the sum of all copies.
     ///
-    /// If other CPUs change their copies at the same time, the sum may be one that was not true at
-    /// any time.
+    /// The sum is not a snapshot: other CPUs can change their copies meanwhile, so it may be a value
+    /// that the counter never had. There is no operation that clears the copies of other CPUs. To
+    /// count from now on, keep the sum and subtract it later.
     pub fn sum(&self) -> V
     where
         V: Integer,
@@ -240,7 +252,8 @@ impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
     }
 }
 
-/// Operations for callers that have disabled preemption already, which spares doing so on arm64.
+/// Operations for callers that hold a [`PreemptGuard`], so that arm64 does not disable preemption
+/// again.
 impl PerCpuVar<Local<u64>> {
     /// Adds to this CPU's copy.
     #[doc(alias = "this_cpu_add")]
@@ -312,6 +325,8 @@ pub trait Integer: Primitive {
 /// changed.
 ///
 /// On a 32-bit machine these are all but the 64-bit integers, for which C has `u64_stats_sync`.
+/// Count in `usize` there, or in an `Atomic<i64>` that each CPU has for itself
+/// ([`PerCpuVar::get`], [`PerCpuVar::iter`]).
 #[doc(alias("u64_stats_sync", "u64_stats_fetch_begin"))]
 pub trait Untorn: Primitive {}
 

@@ -24,8 +24,8 @@ use core::{
 ///
 /// This is what a [`PerCpu<T>`](super::PerCpu) owns, what
 /// [`define_per_cpu!`](crate::define_per_cpu) defines, and what a [`Projection`] borrows a part of.
-/// `O` is the offset of that part, and is known when the code is compiled, so that using a field
-/// costs no more than using the whole.
+/// `O` is the offset of that part. It is a constant, so a projection does not store it, and on
+/// x86-64 it is a part of the instruction.
 ///
 /// # Invariants
 ///
@@ -37,11 +37,10 @@ pub struct PerCpuVar<T, O: Offset = At<0>> {
     _values: PhantomData<(T, fn() -> O)>,
 }
 
-// SAFETY: A `PerCpuVar<T>` owns nothing. It gives access to `&T` only, which is `Send` if `T` is
-// `Sync`.
+// SAFETY: A `PerCpuVar<T>` owns nothing. By it, other threads get `&T` only, which `T: Sync` allows.
 unsafe impl<T: Sync, O: Offset> Send for PerCpuVar<T, O> {}
 
-// SAFETY: As for `Send`: a `&PerCpuVar<T>` gives access to `&T` only.
+// SAFETY: By a `&PerCpuVar<T>`, other threads get `&T` only, which `T: Sync` allows.
 unsafe impl<T: Sync, O: Offset> Sync for PerCpuVar<T, O> {}
 
 impl<T, O: Offset> PerCpuVar<T, O> {
@@ -108,15 +107,9 @@ impl<T, O: Offset> PerCpuVar<T, O> {
     /// ```
     #[inline(always)]
     pub fn project<F, P: Offset>(&self, _field: Field<T, F, P>) -> Projection<'_, F, Plus<O, P>> {
-        Projection {
-            // INVARIANT: By the type invariant of `Field`, there is a valid `F` at this offset in
-            // each `T`. The projection is bounded by this reference.
-            var: PerCpuVar {
-                ptr: self.ptr,
-                _values: PhantomData,
-            },
-            _borrow: PhantomData,
-        }
+        // SAFETY: By the type invariant of `Field`, there is a valid `F` at this offset in each
+        // `T`. The projection is bounded by this reference.
+        unsafe { Projection::new(self.ptr) }
     }
 }
 
@@ -129,19 +122,12 @@ impl<T, const N: usize, O: Offset> PerCpuVar<[T; N], O> {
     /// Can be called from any context.
     #[inline(always)]
     pub fn element(&self, index: usize) -> Option<Projection<'_, T, O>> {
-        (index < N).then(|| Projection {
-            // INVARIANT: `index` is within the array, so there is a valid `T` at this offset, and
-            // its address is not null.
-            var: PerCpuVar {
-                // SAFETY: As above.
-                ptr: unsafe {
-                    NonNull::new_unchecked(
-                        self.ptr.as_ptr().wrapping_byte_add(index * size_of::<T>()),
-                    )
-                },
-                _values: PhantomData,
-            },
-            _borrow: PhantomData,
+        let element = self.ptr.as_ptr().cast::<T>().wrapping_add(index);
+
+        (index < N).then(|| {
+            // SAFETY: `index < N`, so this is an element of the array: its address is not null, and
+            // there is a valid `T` in each copy. The projection is bounded by this reference.
+            unsafe { Projection::new(NonNull::new_unchecked(element.cast())) }
         })
     }
 }
@@ -225,9 +211,47 @@ impl<T, O: Offset> fmt::Debug for PerCpuVar<T, O> {
 
 /// A part of a per-CPU variable, borrowed from it by [`PerCpuVar::project`] or
 /// [`PerCpuVar::element`].
+///
+/// The methods are those of [`PerCpuVar`]. A reference that one of them returns is bounded by the
+/// projection, so bind the projection to a variable first: `let hits = STATS.project(…);`, then
+/// `hits.get(&guard)`. The parts of a projection are bounded by the per-CPU variable.
+#[must_use = "a projection does nothing by itself"]
 pub struct Projection<'a, T, O: Offset> {
     var: PerCpuVar<T, O>,
     _borrow: PhantomData<&'a T>,
+}
+
+impl<'a, T, O: Offset> Projection<'a, T, O> {
+    /// # Safety
+    ///
+    /// The invariant of [`PerCpuVar`] must hold for `ptr` during `'a`.
+    #[inline(always)]
+    unsafe fn new(ptr: NonNull<c_void>) -> Self {
+        Self {
+            // SAFETY: By the safety requirements of this function.
+            var: unsafe { PerCpuVar::from_raw(ptr) },
+            _borrow: PhantomData,
+        }
+    }
+
+    /// Returns a field, as [`PerCpuVar::project`] does, bounded by the variable.
+    #[inline(always)]
+    pub fn project<F, P: Offset>(&self, _field: Field<T, F, P>) -> Projection<'a, F, Plus<O, P>> {
+        // SAFETY: By the type invariant of `Field`, there is a valid `F` at this offset in each
+        // `T`, during `'a` as the `T` is.
+        unsafe { Projection::new(self.var.ptr) }
+    }
+}
+
+impl<'a, T, const N: usize, O: Offset> Projection<'a, [T; N], O> {
+    /// Returns the element at `index`, as [`PerCpuVar::element`] does, bounded by the variable.
+    #[inline(always)]
+    pub fn element(&self, index: usize) -> Option<Projection<'a, T, O>> {
+        let element = self.var.element(index)?.var.ptr;
+
+        // SAFETY: This is an element, which is valid during `'a` as the array is.
+        Some(unsafe { Projection::new(element) })
+    }
 }
 
 impl<T, O: Offset> Deref for Projection<'_, T, O> {
@@ -280,7 +304,11 @@ mod private {
 /// can access.
 // Invariant in `T` and `F`: a field of another `T`, even of one with other lifetimes, is of another
 // type.
-pub struct Field<T, F, O>(PhantomData<(fn(T) -> T, fn(F) -> F, O)>);
+pub struct Field<T, F, O> {
+    _structure: PhantomData<fn(T) -> T>,
+    _field: PhantomData<fn(F) -> F>,
+    _offset: PhantomData<O>,
+}
 
 impl<T, F, O: Offset> Field<T, F, O> {
     /// Used by [`percpu_field!`](crate::percpu_field). `field` says what the type of the field is.
@@ -292,7 +320,11 @@ impl<T, F, O: Offset> Field<T, F, O> {
     #[inline(always)]
     pub const unsafe fn new(_field: fn(&T) -> PhantomData<F>) -> Self {
         // INVARIANT: By the safety requirements of this function.
-        Self(PhantomData)
+        Self {
+            _structure: PhantomData,
+            _field: PhantomData,
+            _offset: PhantomData,
+        }
     }
 }
 
@@ -304,8 +336,9 @@ pub const fn type_of<F>(_: &F) -> PhantomData<F> {
 
 /// Names a field of a structure, for [`PerCpuVar::project`](crate::percpu::PerCpuVar::project).
 ///
-/// The first argument is the type of the structure, without parameters of the function around it,
-/// the second the name of the field, which must be visible.
+/// The first argument is the type of the structure, which must not be packed or name a generic
+/// parameter of the function around the macro. A generic structure is written `Stats::<u64>`. The
+/// second argument is the name of the field, which must be visible to the caller.
 #[doc(alias = "offsetof")]
 #[macro_export]
 macro_rules! percpu_field {
@@ -357,8 +390,8 @@ impl<T: 'static> PerCpuVar<T> {
     /// are valid and pinned as long as the calling module can run. Other code must only share them.
     #[doc(hidden)]
     pub const unsafe fn from_template(template: *const Template<T>) -> Self {
-        // `percpu_modalloc()` in kernel/module/main.c allocates nothing for a section that is empty,
-        // and aligns no section to more than a page.
+        // `percpu_modalloc()` in kernel/module/main.c allocates nothing for a section that is
+        // empty, and aligns no section to more than a page.
         const {
             assert!(
                 size_of::<T>() > 0 && align_of::<T>() <= 4096,
@@ -374,17 +407,16 @@ impl<T: 'static> PerCpuVar<T> {
 
 /// Defines static per-CPU variables.
 ///
-/// A variable is a constant of the type [`PerCpuVar<T>`](crate::percpu::PerCpuVar). Its initial
-/// value is computed when the code is compiled, as that of a `const` is, and copied bit by bit. Each
-/// possible CPU's copy has it when the kernel, or the module, begins to run. The copies are not
-/// dropped. Unsafe code in the initial value must allow for the copies.
+/// Each variable is a constant of the type [`PerCpuVar<T>`](crate::percpu::PerCpuVar). Its initial
+/// value must be a constant expression. Each possible CPU's copy begins as a bitwise copy of it,
+/// when the kernel boots or the module is loaded. Copies are never dropped. Unsafe code in the
+/// initial value must be sound for each copy.
 ///
-/// The variables of all loaded modules share a reserve of 8 KiB for each CPU
-/// (`PERCPU_MODULE_RESERVE` in include/linux/percpu.h), of which a module takes what it defines.
-/// If there is not enough left, the module is not loaded: the kernel logs `Could not allocate …
-/// bytes percpu data`, and inserting the module fails with `ENOMEM`. What is large, or of a number
-/// that is not known before, belongs into a [`PerCpu`](crate::percpu::PerCpu). Code that is built
-/// into the kernel has no such limit.
+/// All loaded modules share 8 KiB for each CPU (`PERCPU_MODULE_RESERVE` in
+/// include/linux/percpu.h). If too little is left, inserting the module fails with `ENOMEM` and
+/// logs `Could not allocate … bytes percpu data`. Use [`PerCpu`](crate::percpu::PerCpu) for large
+/// variables, or if their number is known only at run time. Code that is built into the kernel has
+/// no such limit.
 ///
 /// # Examples
 ///
@@ -430,10 +462,15 @@ macro_rules! define_per_cpu {
 ///
 /// The macro takes `unsafe` before each variable, by which the author asserts:
 ///
-/// - C defines a per-CPU variable with this symbol, whose type has the layout of the given type,
-///   and whose copies are always valid values of it;
-/// - C does with the copies what can be done by a `&T` at the same time. For a
-///   [`Local`](crate::percpu::Local) these are the `this_cpu` operations and reading.
+/// - C defines a per-CPU variable with this symbol, whose type has the layout of the given type or
+///   begins with it, and whose copies are always valid values of it;
+/// - C does with the copies what a `&T` allows at the same time. For a
+///   [`Local`](crate::percpu::Local) these are the `this_cpu` operations, the `__this_cpu`
+///   operations with interrupts disabled, and reading. C must not write to the copy of another CPU;
+/// - any safe code that can name the variable may change it.
+///
+/// The symbol must not be `static` in C. If the kernel or another module defines it, it must be
+/// exported by `EXPORT_PER_CPU_SYMBOL()`. A structure must be `#[repr(C)]`.
 ///
 /// # Examples
 ///
@@ -442,8 +479,8 @@ macro_rules! define_per_cpu {
 ///
 /// declare_per_cpu! {
 ///     /// Interrupts that each CPU has served.
-///     // SAFETY: `kstat` in kernel/sched/core.c begins with the `unsigned long` `irqs_sum`, which
-///     // each CPU adds to in its own copy.
+///     // SAFETY: `kstat` in kernel/sched/core.c begins with the `unsigned long` `irqs_sum`. Each
+///     // CPU adds to its own copy, in hard interrupts. This module only reads.
 ///     unsafe static INTERRUPTS: Local<c_ulong> = kstat;
 /// }
 ///

@@ -79,8 +79,8 @@ macro_rules! lse_asm {
 pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     let offset: usize;
 
-    // SAFETY: Reads a register. The compiler does not move this out of the region in which
-    // preemption is disabled, since it is not `pure`.
+    // SAFETY: Reads the register that has this CPU's offset. The compiler does not move this out of
+    // the region in which preemption is disabled, since it is not `pure`.
     unsafe {
         alternative_asm!(
             "mrs {offset}, tpidr_el1",

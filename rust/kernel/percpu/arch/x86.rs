@@ -2,9 +2,9 @@
 
 //! The `this_cpu` operations of x86-64.
 //!
-//! A `__percpu` pointer is relative to the base of the segment `gs`, so an operation is one
-//! instruction, which an interrupt comes before or after. None of them has a `lock` prefix, which
-//! only other CPUs would need.
+//! A `__percpu` pointer is relative to the base of the segment `gs`, so one instruction changes the
+//! copy, and an interrupt comes before or after it. `xchg` reads the copy first, and again if an
+//! interrupt has changed it. No instruction has a `lock` prefix, which only other CPUs would need.
 //!
 //! C source: [`arch/x86/include/asm/percpu.h`](srctree/arch/x86/include/asm/percpu.h)
 
@@ -30,7 +30,7 @@ pub(crate) use super::offset::per_cpu_ptr;
 pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     let offset: usize;
 
-    // SAFETY: Loads this CPU's offset.
+    // SAFETY: `this_cpu_off` is a per-CPU variable of the kernel, and has this CPU's offset.
     unsafe {
         asm!(
             "movq %gs:{}(%rip), {}",

@@ -81,9 +81,9 @@ unsafe impl RcuAllocator for KVmalloc {}
 ///
 /// An object that needs to be dropped is dropped before the module is unloaded that has the code of
 /// the box: see [the callbacks](super::RcuCallback). Code of other modules that the object points
-/// to, such as that of a trait object in it, is not kept. If dropping it drops another box, that one takes another grace
-/// period. Unloading a module waits for objects that are nested so to a depth of two, and what is
-/// deeper is leaked with a warning.
+/// to, such as that of a trait object in it, is not kept. If dropping it drops another box, that
+/// one takes another grace period. Unloading a module waits for objects that are nested so to a
+/// depth of two, and what is deeper is leaked with a warning.
 ///
 /// The memory of an object that needs no drop is freed by the kernel's own code, so unloading a
 /// module does not wait for that.
@@ -111,14 +111,14 @@ unsafe impl RcuAllocator for KVmalloc {}
 /// # Ok::<(), Error>(())
 /// ```
 #[doc(alias("kfree_rcu", "kvfree_rcu"))]
-#[must_use = "if unused, the object is passed to RCU again at once"]
+#[must_use = "if unused, the object is passed to RCU at once"]
 pub struct RcuBox<T: Send + Sync + 'static, A: RcuAllocator = Kmalloc> {
     node: NonNull<Node<T>>,
     _allocator: PhantomData<A>,
 }
 
-/// An object and what RCU needs. The head comes first, so that its offset is one that
-/// `kvfree_call_rcu()` can bear.
+/// An object and what RCU needs. The head is first, since `kvfree_call_rcu()` needs an offset below
+/// 4096, and finds memory of `vmalloc()` by the page of its head.
 #[pin_data]
 #[repr(C)]
 pub(super) struct Node<T> {
@@ -138,7 +138,8 @@ unsafe impl<T: Send + Sync + 'static, A: RcuAllocator> Sync for RcuBox<T, A> {}
 impl<T: Send + Sync + 'static, A: RcuAllocator> RcuBox<T, A> {
     /// Allocates and initialises an object.
     ///
-    /// Fails with `ENOMEM`, or with the error of `init`.
+    /// Fails with `ENOMEM`, or with the error of `init`. Where nothing tells the compiler which
+    /// allocator is meant, `RcuBox::<_>::new()` takes `Kmalloc`.
     ///
     /// # Context
     ///

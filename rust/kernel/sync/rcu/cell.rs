@@ -34,7 +34,8 @@ use core::{
 /// old box back, and can go on to use it. When the old box is dropped, its object is dropped after
 /// a grace period, so that no reader loses it.
 ///
-/// If several writers make a new object from the old one, they must use a lock, as in C.
+/// Several writers that each change a part must take a lock. They copy the old object in a
+/// critical section, and allocate the new one after it.
 ///
 /// The kernel does not drop statics. A module that has a place in a static must call
 /// [`take`](Self::take) in its exit function, or else what is in the place is leaked.
