@@ -19,7 +19,8 @@
 //!   [`PerCpuVar::get_cpu`], which is also right for values with locks. Both require `T: Sync`,
 //!   because an interrupt on this CPU or code on another CPU can hold the same reference.
 //! - [`PerCpuVar<LocalCell<T>>`](LocalCell) calls a closure with a mutable reference to the local
-//!   CPU's value, for `T: Send + Unpin`. While the closure runs, an interrupt on that CPU gets none.
+//!   CPU's value, for `T: Send + Unpin`. While the closure runs, an interrupt on that CPU gets
+//!   none.
 //!
 //! A CPU that is offline keeps its copy, and the value in it.
 //!
@@ -176,8 +177,8 @@ impl<T> PerCpu<T> {
     /// # Context
     ///
     /// If `gfp` allows blocking, may sleep and must be called from process context. Otherwise, can
-    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard interrupts
-    /// or with preemption disabled.
+    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard
+    /// interrupts or with preemption disabled.
     ///
     /// # Examples
     ///
@@ -240,8 +241,8 @@ impl<T> PerCpu<T> {
     /// # Context
     ///
     /// If `gfp` allows blocking, may sleep and must be called from process context. Otherwise, can
-    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard interrupts
-    /// or with preemption disabled.
+    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard
+    /// interrupts or with preemption disabled.
     #[doc(alias("alloc_percpu_gfp", "alloc_percpu"))]
     pub fn zeroed(gfp: Flags) -> Result<Self, AllocError>
     where

@@ -110,8 +110,8 @@ impl<T: Send + Unpin, O: Offset> PerCpuVar<LocalCell<T>, O> {
     ///
     /// # Context
     ///
-    /// Can be called from any context. Preemption is disabled while `use_value` runs, so it must not
-    /// sleep. On PREEMPT_RT, it must not allocate or free memory, or take a `SpinLock`, either.
+    /// Can be called from any context. Preemption is disabled while `use_value` runs, so it must
+    /// not sleep. On PREEMPT_RT, it must not allocate or free memory, or take a `SpinLock`, either.
     #[doc(alias("get_cpu_var", "put_cpu_var", "get_cpu_ptr", "put_cpu_ptr"))]
     #[must_use = "`None` means that the value was in use, and that the closure was not called"]
     #[inline]

@@ -47,8 +47,8 @@ pub struct Local<V>(UnsafeCell<V>);
 // with these operations by the kernel's memory model.
 unsafe impl<V: Primitive> Sync for Local<V> {}
 
-// SAFETY: Integers and `bool` are `Send`. A pointer is only a number here; code that dereferences it
-// is unsafe and must argue for that.
+// SAFETY: Integers and `bool` are `Send`. A pointer is only a number here; code that dereferences
+// it is unsafe and must argue for that.
 unsafe impl<V: Primitive> Send for Local<V> {}
 
 // SAFETY: Zero is a value of each `Primitive`: the number, `false`, or the null pointer.
@@ -99,8 +99,8 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[doc(alias = "this_cpu_write")]
     #[inline(always)]
     pub fn write(&self, value: V) {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value is
-        // written.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value
+        // is written.
         unsafe { V::Raw::write::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -108,8 +108,8 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[doc(alias = "this_cpu_xchg")]
     #[inline(always)]
     pub fn xchg(&self, value: V) -> V {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value is
-        // written.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value
+        // is written.
         unsafe { V::from_raw(V::Raw::xchg::<O>(self.raw(), value.into_raw())) }
     }
 
@@ -119,8 +119,8 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[doc(alias = "this_cpu_cmpxchg")]
     #[inline(always)]
     pub fn cmpxchg(&self, old: V, new: V) -> Result<V, V> {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value is
-        // written.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of a `V`; see `read()`. A valid value
+        // is written.
         let found = unsafe {
             V::from_raw(V::Raw::cmpxchg::<O>(
                 self.raw(),
@@ -158,8 +158,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_add")]
     #[inline(always)]
     pub fn add(&self, value: I) {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
-        // valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values
+        // are valid.
         unsafe { I::Raw::add::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -174,8 +174,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_inc")]
     #[inline(always)]
     pub fn inc(&self) {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
-        // valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values
+        // are valid.
         unsafe { I::Raw::inc::<O>(self.raw()) };
     }
 
@@ -183,8 +183,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_dec")]
     #[inline(always)]
     pub fn dec(&self) {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
-        // valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values
+        // are valid.
         unsafe { I::Raw::dec::<O>(self.raw()) };
     }
 
@@ -192,8 +192,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_and")]
     #[inline(always)]
     pub fn and(&self, value: I) {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
-        // valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values
+        // are valid.
         unsafe { I::Raw::and::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -201,8 +201,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias = "this_cpu_or")]
     #[inline(always)]
     pub fn or(&self, value: I) {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
-        // valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values
+        // are valid.
         unsafe { I::Raw::or::<O>(self.raw(), value.into_raw()) };
     }
 
@@ -210,8 +210,8 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
     #[doc(alias("this_cpu_add_return", "this_cpu_inc_return"))]
     #[inline(always)]
     pub fn add_return(&self, value: I) -> I {
-        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values are
-        // valid.
+        // SAFETY: `raw()` plus `O` is the `__percpu` pointer of an `I`; see `read()`. All values
+        // are valid.
         unsafe { I::from_raw(I::Raw::add_return::<O>(self.raw(), value.into_raw())) }
     }
 
@@ -239,9 +239,9 @@ impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
 
     /// Returns the sum of all copies.
     ///
-    /// The sum is not a snapshot: other CPUs can change their copies meanwhile, so it may be a value
-    /// that the counter never had. There is no operation that clears the copies of other CPUs. To
-    /// count from now on, keep the sum and subtract it later.
+    /// The sum is not a snapshot: other CPUs can change their copies meanwhile, so it may be a
+    /// value that the counter never had. There is no operation that clears the copies of other
+    /// CPUs. To count from now on, keep the sum and subtract it later.
     pub fn sum(&self) -> V
     where
         V: Integer,

@@ -37,7 +37,8 @@ pub struct PerCpuVar<T, O: Offset = At<0>> {
     _values: PhantomData<(T, fn() -> O)>,
 }
 
-// SAFETY: A `PerCpuVar<T>` owns nothing. By it, other threads get `&T` only, which `T: Sync` allows.
+// SAFETY: A `PerCpuVar<T>` owns nothing. By it, other threads get `&T` only, which `T: Sync`
+// allows.
 unsafe impl<T: Sync, O: Offset> Send for PerCpuVar<T, O> {}
 
 // SAFETY: By a `&PerCpuVar<T>`, other threads get `&T` only, which `T: Sync` allows.
