@@ -337,14 +337,17 @@ pub const fn type_of<F>(_: &F) -> PhantomData<F> {
 
 /// Names a field of a structure, for [`PerCpuVar::project`](crate::percpu::PerCpuVar::project).
 ///
-/// The first argument is the type of the structure, which must not be packed or name a generic
-/// parameter of the function around the macro. A generic structure is written `Stats::<u64>`. The
+/// The first argument is the type of the structure, which must not be packed, and must have neither
+/// `_` nor a generic parameter of the function around the macro in it. A generic structure is written `Stats::<u64>`. The
 /// second argument is the name of the field, which must be visible to the caller.
 #[doc(alias = "offsetof")]
 #[macro_export]
 macro_rules! percpu_field {
     ($type:path, $field:tt $(,)?) => {{
         const OFFSET: usize = $crate::percpu::offset_of!($type, $field);
+        // Refuses `_` in the type, which could be inferred to be one type for the offset and
+        // another one below.
+        const _: fn(&$type) = |_| ();
 
         // SAFETY: The pattern, which does not look through `Deref`, has the field whose offset this
         // is. Its type is determined by itself, before the code around the macro can expect another
