@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The type of a field is that of the structure's, whatever is called `value` where it is named.
+//! The type of a field is that of the structure's, and not that of a constant's with a name that
+//! the macro uses.
 //!
 //! error[E0530]
 
 use core::marker::PhantomData;
 use kernel::percpu::PerCpu;
 use kernel::percpu_field;
+use kernel::preempt::PreemptGuard;
 
 #[derive(PartialEq, Eq)]
 pub struct Token<'a>(PhantomData<fn(&'a u8) -> &'a u8>);
@@ -22,6 +24,15 @@ const value: &Entry<'static> = &Entry {
     token: Token(PhantomData),
 };
 
-pub fn look(entries: &PerCpu<Entry<'static>>) {
-    let _ = entries.project(percpu_field!(Entry<'_>, token));
+#[cfg(misuse)]
+type Any<'a> = Entry<'a>;
+#[cfg(not(misuse))]
+type Any<'a> = Entry<'static>;
+
+pub fn look<'a>(
+    entries: &PerCpu<Any<'a>>,
+    guard: &PreemptGuard,
+    see: &mut dyn FnMut(&Token<'static>),
+) {
+    see(entries.project(percpu_field!(Any<'_>, token)).get(guard));
 }

@@ -353,7 +353,7 @@ macro_rules! percpu_field {
         // is. Its type is determined by itself, before the code around the macro can expect another
         // one, which the reference could be coerced to.
         unsafe {
-            $crate::percpu::Field::<_, _, $crate::percpu::At<OFFSET>>::new(|value: &$type| {
+            $crate::percpu::Field::<_, _, $crate::percpu::At<OFFSET>>::new(|value @ _: &$type| {
                 let $type {
                     $field: field @ _, ..
                 } = value;
