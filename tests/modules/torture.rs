@@ -6,6 +6,7 @@
 //! Inserting the module runs it, and fails with `EIO` if anything was not as it should be. The last
 //! line that it prints is the verdict.
 
+use kernel::percpu::Local;
 use kernel::sync::percpu_ref::{
     Counted,
     PercpuRef,
@@ -20,7 +21,7 @@ use kernel::sync::rcu::{
     RcuCell, //
 };
 use kernel::{
-    new_mutex,
+    define_per_cpu, new_mutex,
     prelude::*,
     sync::{
         atomic::{
@@ -86,6 +87,17 @@ impl Tally {
 
     fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+define_per_cpu! {
+    /// The gets, and the gets and the interrupts, once more: by CPU, whether that is online or not.
+    static BY_CPU: [Local<u64>; 2] = [Local::new(0), Local::new(0)];
+}
+
+fn count_by_cpu(index: usize) {
+    if let Some(counter) = BY_CPU.element(index) {
+        counter.inc();
     }
 }
 
@@ -273,6 +285,8 @@ impl Stage {
             }
             if let Some(guard) = found {
                 GETS.inc();
+                count_by_cpu(0);
+                count_by_cpu(1);
                 expect!(guard.is_alive());
                 let mut batch = guard.get_many(turn & 127);
                 let half = batch.split(batch.len() / 2);
@@ -422,6 +436,7 @@ extern "C" fn rust_percpu_ref_torture_irq(in_hard_irq: bool) {
     // SAFETY: The timer is stopped before the stage is gone.
     let stage = unsafe { &*STAGE.load(Acquire) };
     IN_IRQ.inc();
+    count_by_cpu(1);
     if let Some(guard) = stage.kept.try_get() {
         Gate::pass(guard);
     }
@@ -550,6 +565,8 @@ fn end(stage: Arc<Stage>) {
 
     expect!(BORN.get() == RELEASED.get() && BORN.get() == DROPPED.get());
     expect!(PAIRS.get() > 0 && PAIRS.get() == PAIRS_DROPPED.get());
+    let by_cpu = |index| BY_CPU.element(index).map(|counter| counter.sum());
+    expect!(by_cpu(0) == Some(GETS.get()) && by_cpu(1) == Some(GETS.get() + IN_IRQ.get()));
     expect!(TO_CONFIRM.get() == CONFIRMED.get());
     expect!(SWITCHES.get() == SWITCHED.get());
     expect!(GETS.get() > 0 && IN_IRQ.get() > 0 && KILLS.get() > 0 && RESURRECTED.get() > 0);
