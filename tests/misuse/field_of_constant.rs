@@ -19,7 +19,7 @@ pub struct Entry<'a> {
 }
 
 #[cfg(misuse)]
-#[allow(non_upper_case_globals)]
+#[allow(non_upper_case_globals)] // It is the name that matters.
 const value: &Entry<'static> = &Entry {
     token: Token(PhantomData),
 };

@@ -230,6 +230,8 @@ impl Gate {
         drop(guard);
         drop(clone);
         GETS.inc();
+        count_by_cpu(0);
+        count_by_cpu(1);
     }
 }
 

@@ -338,8 +338,9 @@ pub const fn type_of<F>(_: &F) -> PhantomData<F> {
 /// Names a field of a structure, for [`PerCpuVar::project`](crate::percpu::PerCpuVar::project).
 ///
 /// The first argument is the type of the structure, which must not be packed, and must have neither
-/// `_` nor a generic parameter of the function around the macro in it. A generic structure is written `Stats::<u64>`. The
-/// second argument is the name of the field, which must be visible to the caller.
+/// `_` nor a generic parameter of the function around the macro in it. A generic structure is
+/// written `Stats::<u64>`. The second argument is the name of the field, which must be visible to
+/// the caller.
 #[doc(alias = "offsetof")]
 #[macro_export]
 macro_rules! percpu_field {
