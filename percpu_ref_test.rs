@@ -48,6 +48,7 @@ use kernel::{
         Instant,
         Monotonic, //
     },
+    types::ScopeGuard,
 };
 
 use pin_init::{

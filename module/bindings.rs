@@ -38,7 +38,6 @@ helpers! {
     fn __preempt_schedule();
 
     fn cpu_possible(cpu: c_uint) -> bool;
-    fn cpu_online(cpu: c_uint) -> bool;
     fn __alloc_percpu_gfp(size: usize, align: usize, gfp: gfp_t) -> *mut c_void;
     fn per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void;
     fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void;

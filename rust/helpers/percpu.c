@@ -8,11 +8,6 @@ __rust_helper bool rust_helper_cpu_possible(unsigned int cpu)
 	return cpu_possible(cpu);
 }
 
-__rust_helper bool rust_helper_cpu_online(unsigned int cpu)
-{
-	return cpu_online(cpu);
-}
-
 __rust_helper void __percpu *rust_helper___alloc_percpu_gfp(size_t size, size_t align, gfp_t gfp)
 {
 	return __alloc_percpu_gfp(size, align, gfp);

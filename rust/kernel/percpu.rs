@@ -37,6 +37,7 @@ use crate::{
         nr_cpu_ids,
         CpuId, //
     },
+    cpumask::Cpumask,
     fmt,
     prelude::*, //
 };
@@ -104,10 +105,12 @@ pub fn possible_cpus() -> impl Iterator<Item = CpuId> {
 /// Can be called from any context.
 #[doc(alias = "for_each_online_cpu")]
 pub fn online_cpus() -> impl Iterator<Item = CpuId> {
+    // SAFETY: The mask is always there, and its bits can be read while they are changed.
+    let online = unsafe { Cpumask::from_raw(&raw const bindings::__cpu_online_mask) };
+
     (0..nr_cpu_ids())
         .filter_map(CpuId::from_u32)
-        // SAFETY: A `CpuId` is below `nr_cpu_ids`, which is all that `cpu_online()` asks for.
-        .filter(|cpu| unsafe { bindings::cpu_online(cpu.as_u32()) })
+        .filter(|&cpu| online.test(cpu))
 }
 
 /// Returns whether `cpu` is possible.

@@ -399,6 +399,8 @@ pub(super) fn freezers_and_killers_race() -> Result<Outcome> {
     let frozen = Arc::new(Counter::default(), GFP_KERNEL)?;
     let errors = Arc::new(Counter::default(), GFP_KERNEL)?;
     let mut threads = KVec::new();
+    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    let end = ScopeGuard::new(|| stop.store(1, Release));
     for (number, cpu) in online_cpus().flat_map(|cpu| [cpu, cpu]).enumerate() {
         let (gate, stop) = (gate.clone(), stop.clone());
         let (frozen, errors) = (frozen.clone(), errors.clone());
@@ -434,7 +436,7 @@ pub(super) fn freezers_and_killers_race() -> Result<Outcome> {
     }
     fsleep(Delta::from_millis(times(1000) as i64));
     let result = wait_for(|| frozen.get() > 20);
-    stop.store(1, Release);
+    drop(end);
     drop(threads);
     result?;
 

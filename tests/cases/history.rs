@@ -9,7 +9,6 @@ use core::mem::ManuallyDrop;
 use kernel::sync::percpu_ref::Reinit;
 use kernel::{
     new_spinlock,
-    percpu,
     sync::SpinLock, //
 };
 
@@ -198,8 +197,9 @@ pub(super) fn release_takes_lock() -> Result<Outcome> {
             fsleep(Delta::from_micros(50));
         }
     })?;
+    // Ends the thread, also if this fails. Dropped before it, since dropping a thread waits.
+    let end = ScopeGuard::new(|| stop.store(1, Release));
 
-    let mut result = Ok(());
     let rounds = times(50);
     for _ in 0..rounds {
         let (thing, events) = Thing::new()?;
@@ -208,14 +208,11 @@ pub(super) fn release_takes_lock() -> Result<Outcome> {
         let guard = object.try_get().ok_or(EIO)?;
         object.kill();
         rcu::rcu_barrier();
-        result = on_cpu(here, move || drop(guard)).and_then(|()| check_events(&events, 0, 1));
-        if result.is_err() {
-            break;
-        }
+        on_cpu(here, move || drop(guard))?;
+        check_events(&events, 0, 1)?;
     }
-    stop.store(1, Release);
+    drop(end);
     drop(holder);
-    result?;
     check!(*lock.lock() as usize == rounds);
     Ok(Passed)
 }
@@ -274,7 +271,7 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
             wait_for(|| THINGS.load(Relaxed) == 0)?;
             return Ok(Skipped("this kernel does not let the CPU go"));
         }
-        let is_online = percpu::online_cpus().any(|other| other == cpu);
+        let is_online = online_cpus().any(|other| other == cpu);
         let result = if kill_first {
             drop(guards);
             check_end(&events, 1, 1)
@@ -287,7 +284,7 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
         let error = unsafe { percpu_ref_test_add_cpu(cpu.as_u32()) };
         check!(error == 0);
         result?;
-        check!(!is_online && percpu::online_cpus().any(|other| other == cpu));
+        check!(!is_online && online_cpus().any(|other| other == cpu));
     }
     Ok(Passed)
 }

@@ -4,11 +4,10 @@
 //!
 //! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
 
-use kernel::percpu::possible_cpus;
+pub(crate) use kernel::percpu::online_cpus;
 use kernel::{
     bindings,
     cpu::CpuId,
-    cpumask::Cpumask,
     error::from_err_ptr,
     prelude::*,
     sync::{
@@ -104,12 +103,4 @@ unsafe extern "C" fn main<F: FnOnce()>(start: *mut c_void) -> c_int {
     (start.run)();
     start.done.complete_all();
     0
-}
-
-/// The CPUs that threads can run on.
-pub(crate) fn online_cpus() -> impl Iterator<Item = CpuId> {
-    // SAFETY: The mask is always there, and may be read at any time.
-    let online = unsafe { Cpumask::from_raw(&raw const bindings::__cpu_online_mask) };
-
-    possible_cpus().filter(|&cpu| online.test(cpu))
 }

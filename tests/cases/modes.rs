@@ -611,6 +611,8 @@ impl Arena {
     /// until it is `enough`.
     fn run(this: &Arc<Self>, task: fn(&Self, usize), enough: fn(&Self) -> bool) -> Result {
         let mut threads = KVec::new();
+        // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+        let end = ScopeGuard::new(|| this.stop.store(1, Release));
         for (number, cpu) in online_cpus().enumerate() {
             let arena = this.clone();
             threads.push(Thread::spawn(cpu, move || arena.pass())?, GFP_KERNEL)?;
@@ -626,7 +628,7 @@ impl Arena {
         }
         fsleep(Delta::from_millis(times(1000) as i64));
         let result = wait_for(|| enough(this));
-        this.stop.store(1, Release);
+        drop(end);
         drop(threads);
         result
     }

@@ -464,6 +464,8 @@ pub(super) fn c_keeps_the_same_invariants() -> Result<Outcome> {
     };
     let crowd = Arc::new(crowd, GFP_KERNEL)?;
     let mut threads = KVec::new();
+    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    let end = ScopeGuard::new(|| crowd.stop.store(1, Release));
     for cpu in online_cpus() {
         let crowd = crowd.clone();
         let mut random = Random::new(seed, PAIRS + cpu.as_u32() as usize);
@@ -501,7 +503,7 @@ pub(super) fn c_keeps_the_same_invariants() -> Result<Outcome> {
         }
         fsleep(Delta::from_millis(20));
     }
-    crowd.stop.store(1, Release);
+    drop(end);
     drop(threads);
     rcu::rcu_barrier();
 

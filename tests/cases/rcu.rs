@@ -18,7 +18,6 @@ use kernel::{
         RcuAllocator,
         RcuCell, //
     },
-    types::ScopeGuard, //
 };
 
 /// Two words that belong together, until the pair is dropped.
@@ -122,7 +121,7 @@ pub(super) fn rcu_box_waits_for_readers() -> Result<Outcome> {
             }
             reader.step.store(2, Release);
         })?;
-        // Dropped before the thread, which its drop waits for.
+        // Ends the thread, also if this fails. Dropped before it, since dropping a thread waits.
         let step = ScopeGuard::new(|| {
             let _ = shared.step.cmpxchg(0, 1, Release);
         });
@@ -336,7 +335,7 @@ pub(super) fn rcu_cell_readers_race() -> Result<Outcome> {
     )?;
 
     let mut readers = KVec::new();
-    // Dropped before the threads, which its drop waits for.
+    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
     let end = ScopeGuard::new(|| shared.stop.store(1, Release));
     for cpu in online_cpus() {
         let shared = shared.clone();

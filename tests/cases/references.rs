@@ -326,6 +326,8 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
     )?;
 
     let mut readers = KVec::new();
+    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    let end = ScopeGuard::new(|| shared.stop.store(1, Release));
     for cpu in online_cpus() {
         let shared = shared.clone();
         let reader = Thread::spawn(cpu, move || {
@@ -370,7 +372,7 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
     shared.place.replace(Some(last));
     fsleep(Delta::from_millis(30));
 
-    shared.stop.store(1, Release);
+    drop(end);
     drop(readers);
     check!(shared.found.get() as usize > times(300));
     check!(shared.missed.get() > 0);

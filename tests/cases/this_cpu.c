@@ -3,6 +3,7 @@
  * The this_cpu operations as C has them, for the Rust ones to be compared with.
  */
 
+#include <linux/cpumask.h>
 #include <linux/irqflags.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
@@ -102,6 +103,11 @@ u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)
 void percpu_ref_test_on_each_cpu(smp_call_func_t func, void *arg)
 {
 	on_each_cpu(func, arg, 1);
+}
+
+bool percpu_ref_test_cpu_online(unsigned int cpu)
+{
+	return cpu_online(cpu);
 }
 
 /* Runs @func on this CPU with interrupts disabled, as if in one. */

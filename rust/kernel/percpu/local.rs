@@ -5,7 +5,10 @@
 use super::{
     possible_cpus,
     this_cpu::ThisCpu,
-    var::Offset,
+    var::{
+        At,
+        Offset, //
+    },
     PerCpuVar, //
 };
 use crate::{
@@ -256,33 +259,27 @@ impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
 /// again.
 impl PerCpuVar<Local<u64>> {
     /// Adds to this CPU's copy.
-    #[doc(alias = "this_cpu_add")]
     #[inline(always)]
     pub(crate) fn add_on_cpu(&self, value: u64, _guard: &PreemptGuard) {
-        // SAFETY: See `read()`. By the invariant of the guard, preemption is disabled.
-        unsafe { u64::add_on_cpu::<super::At<0>>(self.raw(), value) };
+        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`. By the invariant of
+        // the guard, preemption is disabled.
+        unsafe { u64::add_on_cpu::<At<0>>(self.raw(), value) };
     }
 
     /// Adds one to this CPU's copy.
-    #[doc(alias = "this_cpu_inc")]
     #[inline(always)]
-    pub(crate) fn inc_on_cpu(&self, guard: &PreemptGuard) {
-        if cfg!(CONFIG_X86_64) {
-            self.inc();
-        } else {
-            self.add_on_cpu(1, guard);
-        }
+    pub(crate) fn inc_on_cpu(&self, _guard: &PreemptGuard) {
+        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`. By the invariant of
+        // the guard, preemption is disabled.
+        unsafe { u64::inc_on_cpu::<At<0>>(self.raw()) };
     }
 
     /// Subtracts one from this CPU's copy.
-    #[doc(alias = "this_cpu_dec")]
     #[inline(always)]
-    pub(crate) fn dec_on_cpu(&self, guard: &PreemptGuard) {
-        if cfg!(CONFIG_X86_64) {
-            self.dec();
-        } else {
-            self.add_on_cpu(u64::MAX, guard);
-        }
+    pub(crate) fn dec_on_cpu(&self, _guard: &PreemptGuard) {
+        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`. By the invariant of
+        // the guard, preemption is disabled.
+        unsafe { u64::dec_on_cpu::<At<0>>(self.raw()) };
     }
 }
 

@@ -49,15 +49,37 @@ pub trait ThisCpu: Copy {
     /// See [`ThisCpu`].
     unsafe fn dec<O: Offset>(ptr: *mut Self);
 
-    /// Adds `value`, and wraps. The caller must have disabled preemption.
+    /// Adds `value` as [`add`](Self::add) does, for a caller that has disabled preemption.
     ///
     /// # Safety
     ///
     /// See [`ThisCpu`]. Preemption must be disabled.
     #[inline(always)]
     unsafe fn add_on_cpu<O: Offset>(ptr: *mut Self, value: Self) {
-        // SAFETY: By the safety requirements of this function.
+        // SAFETY: By the safety requirements of this function, there is a copy at `ptr`.
         unsafe { Self::add::<O>(ptr, value) };
+    }
+
+    /// Adds one as [`inc`](Self::inc) does, for a caller that has disabled preemption.
+    ///
+    /// # Safety
+    ///
+    /// See [`ThisCpu`]. Preemption must be disabled.
+    #[inline(always)]
+    unsafe fn inc_on_cpu<O: Offset>(ptr: *mut Self) {
+        // SAFETY: By the safety requirements of this function, there is a copy at `ptr`.
+        unsafe { Self::inc::<O>(ptr) };
+    }
+
+    /// Subtracts one as [`dec`](Self::dec) does, for a caller that has disabled preemption.
+    ///
+    /// # Safety
+    ///
+    /// See [`ThisCpu`]. Preemption must be disabled.
+    #[inline(always)]
+    unsafe fn dec_on_cpu<O: Offset>(ptr: *mut Self) {
+        // SAFETY: By the safety requirements of this function, there is a copy at `ptr`.
+        unsafe { Self::dec::<O>(ptr) };
     }
 
     /// Keeps the bits that are set in `value`.

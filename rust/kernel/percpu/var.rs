@@ -223,13 +223,16 @@ pub struct Projection<'a, T, O: Offset> {
 }
 
 impl<'a, T, O: Offset> Projection<'a, T, O> {
+    /// Makes a projection of the address from which `O` counts.
+    ///
     /// # Safety
     ///
     /// The invariant of [`PerCpuVar`] must hold for `ptr` during `'a`.
     #[inline(always)]
     unsafe fn new(ptr: NonNull<c_void>) -> Self {
         Self {
-            // SAFETY: By the safety requirements of this function.
+            // SAFETY: By the safety requirements of this function, the invariant holds for `ptr` as
+            // long as this exists.
             var: unsafe { PerCpuVar::from_raw(ptr) },
             _borrow: PhantomData,
         }

@@ -153,19 +153,20 @@ macro_rules! impl_this_cpu {
             unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait. Preemption is disabled.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // Preemption is disabled.
                 unsafe { Self::add_on_cpu::<O>(ptr, value) };
             }
 
             #[inline(always)]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 unsafe { Self::add::<O>(ptr, 1) };
             }
 
             #[inline(always)]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 unsafe { Self::add::<O>(ptr, Self::MAX) };
             }
 
@@ -174,6 +175,20 @@ macro_rules! impl_this_cpu {
                 // SAFETY: By the safety requirements of this function, there is a copy at `ptr` and
                 // preemption is disabled.
                 unsafe { change!($suffix $modifier, "add", "ldadd", copy_of::<_, O>(ptr), value) };
+            }
+
+            #[inline(always)]
+            unsafe fn inc_on_cpu<O: Offset>(ptr: *mut Self) {
+                // SAFETY: By the safety requirements of this function, there is a copy at `ptr` and
+                // preemption is disabled.
+                unsafe { Self::add_on_cpu::<O>(ptr, 1) };
+            }
+
+            #[inline(always)]
+            unsafe fn dec_on_cpu<O: Offset>(ptr: *mut Self) {
+                // SAFETY: By the safety requirements of this function, there is a copy at `ptr` and
+                // preemption is disabled.
+                unsafe { Self::add_on_cpu::<O>(ptr, Self::MAX) };
             }
 
             #[inline(always)]

@@ -60,13 +60,13 @@ macro_rules! impl_this_cpu {
 
             #[inline]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 unsafe { Self::add::<O>(ptr, 1) }
             }
 
             #[inline]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 unsafe { Self::add::<O>(ptr, Self::MAX) }
             }
 

@@ -6,6 +6,7 @@
 
 use super::{
     call,
+    callback::Node,
     Guard,
     RcuHead,
     RcuPointer, //
@@ -117,16 +118,6 @@ pub struct RcuBox<T: Send + Sync + 'static, A: RcuAllocator = Kmalloc> {
     _allocator: PhantomData<A>,
 }
 
-/// An object and what RCU needs. The head is first, since `kvfree_call_rcu()` needs an offset below
-/// 4096, and finds memory of `vmalloc()` by the page of its head.
-#[pin_data]
-#[repr(C)]
-pub(super) struct Node<T> {
-    head: RcuHead,
-    #[pin]
-    value: T,
-}
-
 // SAFETY: The object can be used, and dropped, on any thread, as it is `Send`. A reader on the old
 // thread may have a reference to it meanwhile, which is allowed as it is `Sync`. There is no value
 // of the allocator.
@@ -149,11 +140,7 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuBox<T, A> {
     where
         Error: From<E>,
     {
-        let node = try_pin_init!(Node {
-            head: RcuHead::new(),
-            value <- init,
-        }? Error);
-        let node: Pin<Box<Node<T>, A>> = Box::try_pin_init(node, flags)?;
+        let node: Pin<Box<Node<T>, A>> = Box::try_pin_init(Node::new(init), flags)?;
         // SAFETY: The node does not move before it is freed.
         let node = Box::into_raw(unsafe { Pin::into_inner_unchecked(node) });
         Ok(Self {

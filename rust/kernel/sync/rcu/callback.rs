@@ -240,11 +240,26 @@ pub trait RcuCallback: Send + Sized + 'static {
 #[must_use = "if unused, the object is dropped again at once"]
 pub struct RcuCallbackBox<T>(Pin<KBox<Node<T>>>);
 
+/// An object and what RCU needs. The head is first, since `kvfree_call_rcu()` needs an offset below
+/// 4096, and finds memory of `vmalloc()` by the page of its head.
 #[pin_data]
-struct Node<T> {
-    head: RcuHead,
+#[repr(C)]
+pub(super) struct Node<T> {
+    pub(super) head: RcuHead,
     #[pin]
-    value: T,
+    pub(super) value: T,
+}
+
+impl<T> Node<T> {
+    pub(super) fn new<E>(init: impl PinInit<T, E>) -> impl PinInit<Self, Error>
+    where
+        Error: From<E>,
+    {
+        try_pin_init!(Self {
+            head: RcuHead::new(),
+            value <- init,
+        }? Error)
+    }
 }
 
 impl<T: RcuCallback> RcuCallbackBox<T> {
@@ -259,11 +274,7 @@ impl<T: RcuCallback> RcuCallbackBox<T> {
     where
         Error: From<E>,
     {
-        let node = try_pin_init!(Node {
-            head: RcuHead::new(),
-            value <- init,
-        }? Error);
-        Ok(Self(KBox::try_pin_init(node, flags)?))
+        Ok(Self(KBox::try_pin_init(Node::new(init), flags)?))
     }
 
     /// Passes the object to RCU, as [`call`] does.

@@ -6,7 +6,7 @@
 
 use super::{
     arch::load_acquire,
-    boxed::Node,
+    callback::Node,
     read_lock,
     Guard,
     RcuAllocator,
