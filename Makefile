@@ -9,6 +9,12 @@ has = $(shell grep -sx 'CONFIG_$(1)=y' '$(KDIR)/include/config/auto.conf')
 modules_args = CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m CONFIG_SAMPLE_RUST_PERCPU_REF=m \
 	$(if $(and $(call has,HOTPLUG_CPU),$(call has,KPROBES),$(call has,HAVE_FUNCTION_ARG_ACCESS_API)), \
 		CONFIG_RUST_PERCPU_REF_TORTURE=m)
+# DEBUG=1: the library remembers what holds each object.
+ifeq ($(DEBUG),1)
+debug_args = CONFIG_RUST_PERCPU_REF_DEBUG=y
+else ifneq ($(and $(DEBUG),$(findstring command,$(origin DEBUG))),)
+$(error DEBUG=$(DEBUG) makes no sense: DEBUG=1, or leave it out)
+endif
 # Where they go: not among the sources, which others are built from, too.
 MO = $(CURDIR)/build/modules
 override MO := $(abspath $(MO))
@@ -16,7 +22,7 @@ override MO := $(abspath $(MO))
 ifdef INSTALL_MOD_PATH
 override INSTALL_MOD_PATH := $(abspath $(INSTALL_MOD_PATH))
 endif
-kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MO) $(modules_args)
+kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MO) $(modules_args) $(debug_args)
 
 # The kernel's Makefile takes these from its command line alone, and so is the doctor to do.
 $(foreach tool,RUSTC CC BINDGEN,$(if $(findstring command,$(origin $(tool))),,$(eval unexport $(tool))))
@@ -99,7 +105,7 @@ help:
 	@echo 'make rust-analyzer    rust-project.json, for an editor'
 	@echo
 	@echo 'With a kernel tree of yours:'
-	@echo 'make KDIR=<tree>      the modules'
+	@echo 'make KDIR=<tree>      the modules; DEBUG=1: the library remembers what holds each object'
 	@echo 'make KDIR=<tree> doctor, install, modules_install, clean, rust-analyzer'
 
 .PHONY: modules install modules_install clean doctor run test test-all shell kunit series torture bench \

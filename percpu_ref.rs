@@ -120,16 +120,20 @@ module! {
 
 #[pin_data]
 struct PercpuRefModule {
+    // Dropped first, since it uses the list of classes.
+    #[pin]
+    _listing: sync::percpu_ref::listing::Listing,
     #[pin]
     _notifier: notifier::Notifier,
 }
 
 impl kernel::InPlaceModule for PercpuRefModule {
-    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         // Up to 7.2 a parameter's value is a reference.
         let seconds: u32 =
             *core::borrow::Borrow::borrow(&module_parameters::unload_timeout.value());
         try_pin_init!(Self {
+            _listing <- sync::percpu_ref::listing::Listing::new(module),
             _notifier <- notifier::Notifier::new(time::Delta::from_secs(i64::from(seconds))),
         }? Error)
     }

@@ -527,9 +527,13 @@ fn kill_checked(thing: &PercpuRef<Thing>) -> bool {
 
 /// Waits for `condition`, for at most half a minute: a debugging kernel in an emulator is slow.
 fn wait_for(condition: impl Fn() -> bool) -> Result {
+    wait_for_secs(30, condition)
+}
+
+fn wait_for_secs(secs: i64, condition: impl Fn() -> bool) -> Result {
     let start = Instant::<Monotonic>::now();
     while !condition() {
-        check!(start.elapsed() < Delta::from_secs(30));
+        check!(start.elapsed() < Delta::from_secs(secs));
         fsleep(Delta::from_millis(1));
     }
     Ok(())

@@ -92,6 +92,15 @@ helpers! {
     fn percpu_ref_pr_debug_sum(global: u64, percpu: u64);
 }
 
+#[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
+helpers! {
+    fn percpu_ref_alloc_records(size: usize) -> *mut c_void;
+    fn percpu_ref_free_records(records: *mut c_void);
+    fn in_task() -> bool;
+    fn lock_map_acquire_tryread(lock: *mut lockdep_map);
+    fn percpu_ref_lock_is_held(lock: *mut lockdep_map) -> bool;
+}
+
 /// `Flags::as_raw()`, which the kernel crate keeps to itself.
 pub(crate) trait FlagsAsRaw {
     #[allow(clippy::wrong_self_convention)] // The name is the kernel crate's.

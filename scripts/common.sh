@@ -20,6 +20,8 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
 # deb_arch		Debian's name of the architecture
 # tools			packages that it needs besides $packages
 # make_args		what each make in the kernel tree is given
+# debug			1: the library remembers what holds each object, as with DEBUG=1 on all targets;
+#			with DEBUG= on none
 # image			the kernel, in its build tree
 # qemu			the emulator and its machine
 # cpu			the processor, where it is emulated
@@ -32,7 +34,8 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
 #			by itself; none if helpers do it
 targets="amd64 rt-amd64 amd64-7.2 arm64 debug"
 describe_target() {
-	config="" tools="" image="" cpu=max memory=256 seconds=240 variants="" hot_path=""
+	config="" tools="" image="" cpu=max memory=256 seconds=240 variants="" hot_path="" debug=""
+	[ "${DEBUG:-}" != 1 ] || debug=1
 	case $1 in
 	amd64)
 		series=7.3 flavour=cloud-amd64 deb_arch=amd64
@@ -64,8 +67,9 @@ describe_target() {
 		describe_target amd64
 		# With gcc, KASAN and Rust exclude each other.
 		config=scripts/debug.config tools="clang-19 lld-19 llvm-19" make_args="ARCH=x86 LLVM=-19"
-		image=arch/x86/boot/bzImage memory=1024 seconds=900 variants=""
+		image=arch/x86/boot/bzImage memory=1024 seconds=1500 variants=""
 		hot_path=""
+		[ -z "${DEBUG-1}" ] || debug=1
 		;;
 	*)
 		die "there is no target '$1'" "The targets are: $targets."
@@ -238,5 +242,5 @@ make_modules() {
 	describe_target "$target"
 	# shellcheck disable=SC2086
 	in_root make -C /project -j"$(nproc)" KDIR="/cache/$target/build" \
-		MO="/project/build/$target/modules" $make_args "$@"
+		MO="/project/build/$target/modules" $make_args ${debug:+"DEBUG=$debug"} "$@"
 }

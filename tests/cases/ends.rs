@@ -226,7 +226,8 @@ pub(super) fn release_waits_for_release() -> Result<Outcome> {
         parents.push(child, GFP_KERNEL)?;
     }
     drop(parents);
-    wait_for(|| ended.get() == PARENTS * GENERATIONS)?;
+    // With all checkers on, it takes half a minute to create the threads.
+    wait_for_secs(200, || ended.get() == PARENTS * GENERATIONS)?;
     Ok(Passed)
 }
 

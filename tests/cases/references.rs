@@ -4,6 +4,10 @@
 
 use super::*;
 
+use core::{
+    mem::ManuallyDrop,
+    ptr, //
+};
 use kernel::sync::percpu_ref::{
     PercpuRefBatch,
     RcuPercpuRef, //
@@ -478,10 +482,10 @@ pub(super) fn resurrect_at_the_limit() -> Result<Outcome> {
 /// More references are put than were got, which takes `unsafe`: the kill finds out and leaks.
 pub(super) fn underflow_leaks() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
-    let guard = thing.try_get().ok_or(EIO)?.into_foreign();
+    let guard = ManuallyDrop::new(thing.try_get().ok_or(EIO)?);
     for _ in 0..3 {
         // SAFETY: None. The second one is one too many.
-        drop(unsafe { PercpuRefGuard::<Thing>::from_foreign(guard) });
+        drop(ManuallyDrop::into_inner(unsafe { ptr::read(&guard) }));
     }
     check!(kill_checked(&thing));
     wait_for(|| events.confirmed.get() == 1)?;

@@ -290,6 +290,7 @@ impl Stage {
                 count_by_cpu(0);
                 count_by_cpu(1);
                 expect!(guard.is_alive());
+                let section = guard.lockdep_section();
                 let mut batch = guard.get_many(turn & 127);
                 let half = batch.split(batch.len() / 2);
                 drop(batch);
@@ -298,6 +299,7 @@ impl Stage {
                     1 => drop(self.left.lock().replace(guard.clone())),
                     _ => {}
                 }
+                drop(section);
                 expect!(guard.is_alive());
                 drop(guard);
                 drop(half);

@@ -7,7 +7,9 @@
 use core::ptr;
 use kernel::sync::percpu_ref::{
     Counted,
-    PercpuRefGuard, //
+    PercpuRef,
+    PercpuRefGuard,
+    UniquePercpuRef, //
 };
 use kernel::{
     bindings,
@@ -117,6 +119,19 @@ unsafe extern "C" fn going(
 /// Has `call` called, once, when the next module goes. That must be the one that `call` lies in.
 pub fn call_when_going(call: fn()) {
     AT_GOING.store(call as *mut c_void, Release);
+}
+
+/// Gets one more reference, and puts it after so many milliseconds.
+pub fn hold_another(object: &PercpuRef<Owned>, ms: u32) -> Result {
+    let guard = object.try_get();
+    pr_info!("expect 1 {}:{}\n", file!(), line!() - 1);
+    hold(guard.ok_or(ENODEV)?, ms)
+}
+
+/// Makes an object of this module.
+pub fn make() -> Result<PercpuRef<Owned>> {
+    let on_release = || pr_info!("released\n");
+    Ok(UniquePercpuRef::new(Owned { on_release }, GFP_KERNEL)?.into())
 }
 
 /// Puts `guard` after so many milliseconds. One at a time: a second call waits for the first guard.

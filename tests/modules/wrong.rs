@@ -51,6 +51,8 @@ fn use_after_free() -> Result {
     drop(guard);
     object.kill_and_wait();
     drop(object);
+    // With CONFIG_RUST_PERCPU_REF_DEBUG, its memory is freed by RCU.
+    rcu::rcu_barrier();
     // SAFETY: None: the object is gone.
     let number = unsafe { number.read_volatile() };
     pr_info!("{number}\n");
@@ -83,6 +85,24 @@ impl Counted for Notifying {
 /// of notifiers held.
 fn notifier_in_release() -> Result {
     PercpuRef::from(UniquePercpuRef::new(Notifying, GFP_KERNEL)?).kill_and_wait();
+    Ok(())
+}
+
+/// Waits for a release under a lock that a holder takes. It goes well here, since the two do so one
+/// after the other.
+fn wait_with_lock() -> Result {
+    let lock = KBox::pin_init(new_mutex!(0), GFP_KERNEL)?;
+    let object = PercpuRef::from(UniquePercpuRef::new(Number(7), GFP_KERNEL)?);
+
+    let guard = object.try_get().ok_or(EIO)?;
+    let section = guard.lockdep_section();
+    *lock.lock() += guard.0;
+    drop(section);
+    drop(guard);
+
+    let number = lock.lock();
+    object.kill_and_wait();
+    pr_info!("{}\n", *number);
     Ok(())
 }
 
@@ -119,6 +139,7 @@ impl kernel::Module for Wrong {
             14 => overflow()?,
             15 => notifier_in_release()?,
             16 => too_deep(),
+            17 => wait_with_lock()?,
             // SAFETY: None, as is its purpose.
             _ => unsafe { percpu_ref_test_wrong(bug) },
         }

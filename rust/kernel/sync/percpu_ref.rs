@@ -24,7 +24,7 @@
 //! An unshared reference can be taken back ([`UniquePercpuRef::cancel_init`]). After it was shared,
 //! the only way is forward through this table. The memory is freed when `T` and the [`PercpuRef`]
 //! are dropped. It is freed a grace period after that if it was ever in an [`RcuPercpuRef`], if the
-//! object may live more than once, and on PREEMPT_RT.
+//! object may live more than once, on PREEMPT_RT, and with `CONFIG_RUST_PERCPU_REF_DEBUG`.
 //!
 //! # More than one life
 //!
@@ -140,6 +140,9 @@ mod count;
 mod foreign;
 mod freeze;
 mod guard;
+mod holder;
+#[doc(hidden)]
+pub mod listing;
 mod lookup;
 mod release;
 mod switch;
@@ -152,6 +155,7 @@ mod word;
 pub use foreign::Borrowed;
 pub use freeze::Frozen;
 pub use guard::{
+    LockdepSection,
     PercpuRefBatch,
     PercpuRefGuard, //
 };
@@ -519,14 +523,19 @@ unsafe impl<T: Counted, K: Kind> Sync for PercpuRef<T, K> {}
 
 impl<T: Counted, K: Kind> From<UniquePercpuRef<T, K>> for PercpuRef<T, K> {
     /// Shares the object, which ends the right to take it back.
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     fn from(unique: UniquePercpuRef<T, K>) -> Self {
         // SAFETY: The object stays where it is until it is freed.
         let inner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(unique.into_pinned_box()) });
+        // SAFETY: A box is not null.
+        let inner = unsafe { NonNull::new_unchecked(inner) };
+        let holder = holder::Holder::new(holder::Kind::Object, inner.cast(), 1);
+        // SAFETY: No other thread has the object yet, but a reader of the records.
+        unsafe { (*inner.as_ptr()).count.holder.get().write(holder) };
 
         // INVARIANT: Just made so; the count begins with a hold for this.
         Self {
-            // SAFETY: A box is not null.
-            inner: unsafe { NonNull::new_unchecked(inner) },
+            inner,
             _kind: PhantomData,
         }
     }
@@ -553,6 +562,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias = "percpu_ref_tryget")]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
         if !self.count().try_get(1) {
@@ -566,6 +576,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// sum were more than 2^60 references.
     #[doc(alias = "percpu_ref_tryget_many")]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the references are put again at once"]
     pub fn try_get_many(&self, n: usize) -> Option<PercpuRefBatch<T>> {
         if !self.count().try_get(n) {
@@ -588,6 +599,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias = "percpu_ref_tryget_live")]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get_live(&self) -> Option<PercpuRefGuard<T>> {
         if !self.count().try_get_live(1) {
@@ -602,6 +614,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// section. Here that is inlined and cheap.
     #[doc(alias = "percpu_ref_tryget_live_rcu")]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get_live_rcu(&self, _section: &Guard) -> Option<PercpuRefGuard<T>> {
         self.try_get_live()
@@ -881,6 +894,7 @@ impl<T: Counted> PercpuRef<T, Reinit> {
     /// Sleeps, so must be called from process context. A thread that holds a [`PercpuRefGuard`] of
     /// the object waits for itself.
     #[doc(alias("blk_mq_freeze_queue", "percpu_ref_kill", "percpu_ref_resurrect"))]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn freeze(&self) -> Frozen<T> {
         // SAFETY: By the type invariant, this is such an object, and `self` its handle.
         unsafe { Frozen::new(self.inner) }

@@ -31,6 +31,7 @@
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 
 use super::{
+    holder,
     release::Link,
     switch,
     unload::{
@@ -92,6 +93,7 @@ use crate::{
     warn_on, //
 };
 use core::{
+    cell::UnsafeCell,
     mem::ManuallyDrop,
     ptr::{
         self,
@@ -196,11 +198,13 @@ pub(super) struct Count {
     pub(super) killed_at: Atomic<u32>,
     pub(super) rcu: RcuHead,
     link: Link,
+    /// The holder that stands for the object, from the moment that it is shared.
+    pub(super) holder: UnsafeCell<holder::Holder>,
 }
 
 // No more than C's `percpu_ref` and `percpu_ref_data` take together on 64-bit machines, and as much
 // on each CPU.
-const _: () = assert!(size_of::<Count>() <= 72);
+const _: () = assert!(cfg!(CONFIG_RUST_PERCPU_REF_DEBUG) || size_of::<Count>() <= 72);
 const _: () = assert!(size_of::<Local<u64>>() == 8);
 
 // SAFETY: The fields are atomic, or by the type invariants used by one thread at a time.
@@ -223,8 +227,10 @@ impl Count {
                 Start::Atomic => (FORCE, 1 + BIAS, HANDLE | LIFE | REINIT),
                 Start::Dead => (DEAD, 0, HANDLE | KILLED | REINIT),
             };
+            let mut killed_at = 0;
             if start == Start::Dead {
                 class.sub_unkilled();
+                killed_at = seconds();
             }
 
             // INVARIANT: The counters are zero. There is the initial reference, or the reference is
@@ -235,9 +241,10 @@ impl Count {
                 class,
                 state: Atomic::new(state),
                 handover: Atomic::new(switch::NO_KILLER),
-                killed_at: Atomic::new(0),
+                killed_at: Atomic::new(killed_at),
                 rcu: RcuHead::new(),
                 link: Link::new(),
+                holder: UnsafeCell::new(holder::Holder::NONE),
             };
             // SAFETY: `slot` is valid for writes.
             unsafe { slot.write(count) };
@@ -585,6 +592,8 @@ impl Count {
                     // and this is called once.
                     unsafe { (running.ops().drop)(this.cast()) };
                     // SAFETY: The life that ends keeps the memory.
+                    unsafe { holder::end_object(this) };
+                    // SAFETY: The life that ends keeps the memory.
                     unsafe { Self::class_of(this) }.put();
                 }
                 0
@@ -634,15 +643,19 @@ impl Count {
             };
             // SAFETY: There are no holds, so the object is not used. This is called once.
             unsafe { (running.ops().drop)(this.cast()) };
+            // SAFETY: The memory is not freed yet.
+            unsafe { holder::end_object(this) };
             class.put();
         } else if state & LEAKED != 0 {
             return;
         }
-
         // This may be a hard interrupt. There, `free_percpu()` must not be called, since it takes a
         // `spinlock_t`, and on PREEMPT_RT, neither must `kfree()`. The counters of an object that
         // lives once are free already.
-        if state & (PUBLISHED | REINIT) == 0 && !cfg!(CONFIG_PREEMPT_RT) {
+        let at_once = state & (PUBLISHED | REINIT) == 0 && !cfg!(CONFIG_PREEMPT_RT);
+        // Readers may find the count by the record of a holder.
+        let at_once = at_once && !cfg!(CONFIG_RUST_PERCPU_REF_DEBUG);
+        if at_once {
             // SAFETY: The object is dropped and not used.
             unsafe { Self::free(this) };
         } else {
@@ -703,6 +716,12 @@ impl Count {
         }
     }
 
+    /// Returns how long ago this life was killed, in seconds, if it was.
+    pub(super) fn killed_ago(&self) -> Option<u32> {
+        let killed = self.killed_at.load(Relaxed);
+        self.is_dying().then(|| seconds().wrapping_sub(killed))
+    }
+
     /// Returns the names of the state and the mode, for `Debug` and for messages.
     pub(super) fn describe(&self) -> (&'static str, &'static str) {
         let state = self.state.load(Relaxed);
@@ -744,6 +763,9 @@ impl Count {
         // A negative one could not be subtracted from.
         let timeout = timeout.map(|timeout| timeout.max(Delta::ZERO));
         let start = Instant::<Monotonic>::now();
+        if timeout.is_none() {
+            holder::may_wait(self);
+        }
         let mut interval = Delta::from_secs(10);
         let mut next_message = interval;
 
@@ -785,13 +807,12 @@ impl Count {
         let pid = task.pid();
         let (state, mode) = self.describe();
 
-        let killed = if self.is_dying() {
-            seconds().wrapping_sub(self.killed_at.load(Relaxed))
-        } else {
+        let Some(killed) = self.killed_ago() else {
             pr_warn!(
                 "{comm}[{pid}] has waited {elapsed} s for the release of {name}, which is {state} \
                  in {mode} mode: not killed\n"
             );
+            holder::report_oldest(Some(self), self.class);
             return;
         };
         match self.references() {
@@ -804,6 +825,7 @@ impl Count {
                  killed {killed} s ago, references not known\n"
             ),
         }
+        holder::report_oldest(Some(self), self.class);
     }
 
     /// Gives up the owner's handle. The reference must have been killed.
@@ -815,6 +837,12 @@ impl Count {
     pub(super) unsafe fn drop_handle(this: NonNull<Self>) {
         // SAFETY: The handle is one of the holds, and the caller gives it up.
         unsafe { Self::drop_hold(this, HANDLE, 0) };
+    }
+
+    /// Returns whether there are lives that have not ended.
+    #[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
+    pub(super) fn has_lives(&self) -> bool {
+        self.state.load(Relaxed) & LIVES_MASK != 0
     }
 
     /// Enters the functions of the object's module; see [`Class::enter`].
@@ -829,7 +857,7 @@ impl Count {
 ///
 /// # Invariants
 ///
-/// Owns the memory. Other threads only read `word`, `atomic` and `state`.
+/// Owns the memory. Other threads only read `word`, `atomic`, `state`, `class` and `killed_at`.
 struct Remains(NonNull<Count>);
 
 // SAFETY: The memory may be freed on any thread.

@@ -3,6 +3,7 @@
 //! Passing references through C: as the `void *` of a callback or of private data.
 
 use super::{
+    holder,
     Counted,
     Inner,
     Kind,
@@ -84,21 +85,33 @@ unsafe impl<T: Counted, K: Kind> ForeignOwnable for PercpuRef<T, K> {
     }
 }
 
-// SAFETY: `into_foreign()` returns the address of an `Inner<T>`.
+// SAFETY: `into_foreign()` returns the address of an `Inner<T>`, or what the holder makes of it.
 unsafe impl<T: Counted> ForeignOwnable for PercpuRefGuard<T> {
+    #[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
+    const FOREIGN_ALIGN: usize = holder::FOREIGN_ALIGN;
+    #[cfg(not(CONFIG_RUST_PERCPU_REF_DEBUG))]
     const FOREIGN_ALIGN: usize = align_of::<Inner<T>>();
 
     type Borrowed<'a> = Borrowed<'a, Self>;
     type BorrowedMut<'a> = Borrowed<'a, Self>;
 
     fn into_foreign(self) -> *mut c_void {
-        self.into_inner().as_ptr().cast()
+        let this = ManuallyDrop::new(self);
+        let mut ptr = this.inner.as_ptr().cast();
+        this.holder.into_foreign(&mut ptr);
+        ptr
     }
 
-    unsafe fn from_foreign(ptr: *mut c_void) -> Self {
-        // SAFETY: By the trait's contract, `ptr` came from `into_foreign()`, and is taken up once,
-        // with the reference. Therefore, it is not null.
-        unsafe { Self::new(NonNull::new_unchecked(ptr.cast())) }
+    unsafe fn from_foreign(mut ptr: *mut c_void) -> Self {
+        // SAFETY: By the trait's contract, `ptr` came from `into_foreign()`, and the reference was
+        // not put since.
+        let holder = unsafe { holder::Holder::from_foreign(&mut ptr) };
+        // INVARIANT: By the trait's contract, `ptr` is taken back once, with the reference.
+        Self {
+            // SAFETY: Therefore, it is not null.
+            inner: unsafe { NonNull::new_unchecked(ptr.cast()) },
+            holder,
+        }
     }
 
     unsafe fn borrow<'a>(ptr: *mut c_void) -> Borrowed<'a, Self> {

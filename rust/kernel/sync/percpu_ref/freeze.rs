@@ -6,6 +6,7 @@
 
 use super::{
     count::Count,
+    holder,
     Counted,
     Inner, //
 };
@@ -46,6 +47,7 @@ use core::ptr::NonNull;
 #[must_use = "if unused, the reference is thawed again at once"]
 pub struct Frozen<T: Counted> {
     inner: NonNull<Inner<T>>,
+    holder: holder::Holder,
 }
 
 // SAFETY: Dropping a guard may end the object, which is `Send` by `Counted`, and changes the count
@@ -62,12 +64,16 @@ impl<T: Counted> Frozen<T> {
     ///
     /// `inner` must be a shared object that was made to live more than once, and the caller must
     /// have its handle.
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub(super) unsafe fn new(inner: NonNull<Inner<T>>) -> Self {
         // SAFETY: By the safety requirements of this function, the caller has the handle.
         unsafe { Count::freeze(inner.cast()) };
 
         // INVARIANT: `freeze()` added a freezer.
-        Self { inner }
+        Self {
+            inner,
+            holder: holder::Holder::new(holder::Kind::Freezer, inner.cast(), 1),
+        }
     }
 
     /// Returns the object, which is there as long as this is.
@@ -93,6 +99,7 @@ impl<T: Counted> Drop for Frozen<T> {
     /// May sleep, so must be called from process context.
     #[doc(alias("blk_mq_unfreeze_queue", "percpu_ref_resurrect"))]
     fn drop(&mut self) {
+        self.holder.end();
         // SAFETY: By the type invariant, `freeze()` was called for this guard. The object is not
         // used after this.
         unsafe { Count::thaw(self.inner.cast()) };

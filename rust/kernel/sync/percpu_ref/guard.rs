@@ -6,14 +6,17 @@
 
 use super::{
     count::Count,
+    holder,
     Counted,
     Inner, //
 };
 use crate::{
     fmt,
-    prelude::*, //
+    prelude::*,
+    types::NotThreadSafe, //
 };
 use core::{
+    marker::PhantomData,
     mem::ManuallyDrop,
     ops::Deref,
     ptr::NonNull, //
@@ -31,7 +34,8 @@ use core::{
 /// Owns one reference that is counted in `inner`, so the object is alive.
 #[must_use = "if unused, the reference is put again at once"]
 pub struct PercpuRefGuard<T: Counted> {
-    inner: NonNull<Inner<T>>,
+    pub(super) inner: NonNull<Inner<T>>,
+    pub(super) holder: holder::Holder,
 }
 
 // SAFETY: A guard is a `&T`, for which `T` is `Sync` by `Counted`, and may drop the object, for
@@ -46,14 +50,13 @@ impl<T: Counted> PercpuRefGuard<T> {
     ///
     /// The caller must own a reference that is counted in `inner`, and gives it up.
     #[inline]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub(super) unsafe fn new(inner: NonNull<Inner<T>>) -> Self {
         // INVARIANT: By the safety requirements of this function, the guard owns the reference.
-        Self { inner }
-    }
-
-    /// Gives up ownership, for [`PercpuRefGuard::new`] to take up again.
-    pub(super) fn into_inner(self) -> NonNull<Inner<T>> {
-        ManuallyDrop::new(self).inner
+        Self {
+            inner,
+            holder: holder::Holder::new(holder::Kind::Guard, inner.cast(), 1),
+        }
     }
 
     /// Returns `true` if both are references to the same object.
@@ -64,6 +67,47 @@ impl<T: Counted> PercpuRefGuard<T> {
 
     pub(super) fn inner(&self) -> NonNull<Inner<T>> {
         self.inner
+    }
+
+    /// Tells lockdep that the current task works with the object, and that the guard stays with the
+    /// task until the returned value is dropped.
+    ///
+    /// If the task takes a lock meanwhile, and a task that holds the lock waits for the release of
+    /// such an object, the two may wait for each other. Lockdep reports that when it has seen both,
+    /// long before it happens: with `CONFIG_RUST_PERCPU_REF_DEBUG` and `CONFIG_PROVE_LOCKING`.
+    /// Otherwise, this has no effect and no cost.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context except NMI. Has no effect in interrupts.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::sync::percpu_ref::{Counted, PercpuRef, UniquePercpuRef};
+    ///
+    /// struct Queue;
+    /// impl Counted for Queue {}
+    ///
+    /// let queue: PercpuRef<Queue> = UniquePercpuRef::new(Queue, GFP_KERNEL)?.into();
+    ///
+    /// let request = queue.try_get().ok_or(ENODEV)?;
+    /// let section = request.lockdep_section();
+    /// // Work on the request, take locks.
+    /// drop(section);
+    /// drop(request);
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[doc(alias("rwsem_acquire_read", "lock_map_acquire_tryread"))]
+    #[inline]
+    pub fn lockdep_section(&self) -> LockdepSection<'_> {
+        LockdepSection {
+            // SAFETY: By the type invariant, the object is alive.
+            _holder: unsafe { holder::Held::new(self.inner.cast()) },
+            _guard: PhantomData,
+            _not_send: NotThreadSafe,
+        }
     }
 
     /// Gets `n` more references at once. Does not fail, even if the reference was killed.
@@ -77,6 +121,7 @@ impl<T: Counted> PercpuRefGuard<T> {
     /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias = "percpu_ref_get_many")]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn get_many(&self, n: usize) -> PercpuRefBatch<T> {
         // SAFETY: By the type invariant, the object is alive.
         unsafe { &(*self.inner.as_ptr()).count }.get(n);
@@ -104,6 +149,7 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
     /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias = "percpu_ref_get")]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     fn clone(&self) -> Self {
         // SAFETY: By the type invariant, the object is alive.
         unsafe { &(*self.inner.as_ptr()).count }.get(1);
@@ -126,6 +172,7 @@ impl<T: Counted> Drop for PercpuRefGuard<T> {
     #[doc(alias = "percpu_ref_put")]
     #[inline(always)]
     fn drop(&mut self) {
+        self.holder.end();
         // SAFETY: By the type invariant, the guard owns a reference, which it gives up here.
         unsafe { Count::put(self.inner.cast(), 1) };
     }
@@ -136,6 +183,18 @@ impl<T: Counted> fmt::Debug for PercpuRefGuard<T> {
         // SAFETY: By the type invariant, the object is alive.
         unsafe { &(*self.inner.as_ptr()).count }.fmt_as::<T>("PercpuRefGuard", f)
     }
+}
+
+/// A time in which the current task works with a counted object; see
+/// [`PercpuRefGuard::lockdep_section`].
+///
+/// It borrows the guard and cannot be sent, so the same task must drop it before the guard can be
+/// put.
+#[must_use = "if unused, the section ends at once"]
+pub struct LockdepSection<'a> {
+    _holder: holder::Held,
+    _guard: PhantomData<&'a ()>,
+    _not_send: NotThreadSafe,
 }
 
 /// Any number of references to one counted object.
@@ -173,6 +232,7 @@ impl<T: Counted> fmt::Debug for PercpuRefGuard<T> {
 pub struct PercpuRefBatch<T: Counted> {
     inner: NonNull<Inner<T>>,
     len: usize,
+    holder: holder::Holder,
 }
 
 // SAFETY: A batch is a number of guards, which are `Send`.
@@ -188,9 +248,14 @@ impl<T: Counted> PercpuRefBatch<T> {
     ///
     /// The caller must own `len` references that are counted in `inner`, and gives them up.
     #[inline]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub(super) unsafe fn new(inner: NonNull<Inner<T>>, len: usize) -> Self {
         // INVARIANT: By the safety requirements of this function, the batch owns the references.
-        Self { inner, len }
+        Self {
+            inner,
+            len,
+            holder: holder::Holder::new(holder::Kind::Batch, inner.cast(), len),
+        }
     }
 
     /// Returns the number of references.
@@ -217,20 +282,26 @@ impl<T: Counted> PercpuRefBatch<T> {
 
     /// Takes one reference out, if there is one.
     #[inline]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn take(&mut self) -> Option<PercpuRefGuard<T>> {
         // INVARIANT: The guard owns what is missing here.
         self.len = self.len.checked_sub(1)?;
         // SAFETY: By the type invariant, the batch owned the reference.
-        Some(unsafe { PercpuRefGuard::new(self.inner) })
+        let guard = unsafe { PercpuRefGuard::new(self.inner) };
+        self.holder.resize(self.len);
+        Some(guard)
     }
 
     /// Takes `n` references out, if there are as many.
     #[inline]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn split(&mut self, n: usize) -> Option<Self> {
         // INVARIANT: The new batch owns what is missing here.
         self.len = self.len.checked_sub(n)?;
         // SAFETY: By the type invariant, the batch owned the references.
-        Some(unsafe { Self::new(self.inner, n) })
+        let batch = unsafe { Self::new(self.inner, n) };
+        self.holder.resize(self.len);
+        Some(batch)
     }
 
     /// Puts one reference in. Gives it back if the batch has references to another object, or has
@@ -238,8 +309,12 @@ impl<T: Counted> PercpuRefBatch<T> {
     #[inline]
     pub fn put_back(&mut self, guard: PercpuRefGuard<T>) -> Result<(), PercpuRefGuard<T>> {
         self.merge(guard.into()).map_err(|batch| {
-            // SAFETY: This is the one reference of the guard, whose batch is not dropped.
-            unsafe { PercpuRefGuard::new(ManuallyDrop::new(batch).inner) }
+            let batch = ManuallyDrop::new(batch);
+            // INVARIANT: This is the one reference of the guard, whose batch is not dropped.
+            PercpuRefGuard {
+                inner: batch.inner,
+                holder: batch.holder,
+            }
         })
     }
 
@@ -255,6 +330,7 @@ impl<T: Counted> PercpuRefBatch<T> {
             // compared.
             Some(len) if self.is_empty() || other.inner == self.inner => {
                 let other = ManuallyDrop::new(other);
+                self.holder.merge(other.holder, len);
                 // INVARIANT: The references of `other` are ours now.
                 self.inner = other.inner;
                 self.len = len;
@@ -268,8 +344,13 @@ impl<T: Counted> PercpuRefBatch<T> {
 impl<T: Counted> From<PercpuRefGuard<T>> for PercpuRefBatch<T> {
     #[inline]
     fn from(guard: PercpuRefGuard<T>) -> Self {
-        // SAFETY: By the type invariant, the guard owned the reference.
-        unsafe { Self::new(guard.into_inner(), 1) }
+        let guard = ManuallyDrop::new(guard);
+        // INVARIANT: By the type invariant, the guard owned the reference.
+        Self {
+            inner: guard.inner,
+            len: 1,
+            holder: guard.holder,
+        }
     }
 }
 
@@ -288,6 +369,7 @@ impl<T: Counted> Drop for PercpuRefBatch<T> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.len > 0 {
+            self.holder.end();
             // SAFETY: By the type invariant, the batch owns the references, which it gives up here.
             unsafe { Count::put(self.inner.cast(), self.len) };
         }

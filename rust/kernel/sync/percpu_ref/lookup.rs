@@ -123,6 +123,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias("rcu_dereference", "percpu_ref_tryget"))]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
         let inner = self.get_found(1, false)?;
@@ -140,6 +141,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias("rcu_dereference", "percpu_ref_tryget_many"))]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the references are put again at once"]
     pub fn try_get_many(&self, n: usize) -> Option<PercpuRefBatch<T>> {
         let inner = self.get_found(n, false)?;
@@ -156,6 +158,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// Can be called from any context in which RCU is watching, except NMI.
     #[doc(alias("rcu_dereference", "percpu_ref_tryget_live_rcu"))]
     #[inline(always)]
+    #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get_live(&self) -> Option<PercpuRefGuard<T>> {
         let inner = self.get_found(1, true)?;

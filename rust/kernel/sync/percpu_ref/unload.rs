@@ -37,6 +37,7 @@
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
 use super::{
+    holder,
     release::Releases,
     wait::{
         Until,
@@ -138,6 +139,8 @@ pub(super) struct Class {
     waiters: WaitQueue,
     #[pin]
     releases: Releases,
+    #[pin]
+    pub(super) holders: holder::LockMap,
     next: *mut Class,
 }
 
@@ -169,7 +172,7 @@ fn is_callable(ops: *mut Ops) -> bool {
 static CLASSES: Atomic<*mut Class> = Atomic::new(ptr::null_mut());
 
 /// All classes.
-fn classes() -> impl Iterator<Item = &'static Class> {
+pub(super) fn classes() -> impl Iterator<Item = &'static Class> {
     // Pairs with the `cmpxchg` in `Class::add_to_list()`, which published the class, by its address
     // dependency.
     let mut next = CLASSES.load(Relaxed);
@@ -257,6 +260,7 @@ impl Class {
             running: Atomic::new(0),
             waiters <- WaitQueue::new(),
             releases <- Releases::new(),
+            holders <- holder::LockMap::new(),
             next: CLASSES.load(Relaxed),
         });
         let class = KBox::pin_init(class, gfp)?;
@@ -280,6 +284,21 @@ impl Class {
     /// Returns the releases that wait for a thread.
     pub(super) fn releases(&self) -> &Releases {
         &self.releases
+    }
+
+    /// Returns the number of objects that are not released yet.
+    pub(super) fn live(&self) -> usize {
+        self.live.load(Relaxed)
+    }
+
+    /// Returns whether the class has objects that outlived their module.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.ops.load(Relaxed) == ABANDONED
+    }
+
+    /// Returns the number of objects that were never killed, or were resurrected since.
+    pub(super) fn unkilled(&self) -> usize {
+        self.unkilled.load(Relaxed)
     }
 
     /// Counts one more object that is not killed.
@@ -357,6 +376,7 @@ impl Class {
         // A thread that enters from now on, for a message, finds nothing to call. `Release` pairs
         // with the `Acquire` in `enter()`.
         self.ops.store(ABANDONED, Relaxed);
+        self.holders.renew();
         self.running.store(0, Release);
         // `Release` pairs with the `Full` in `claim()`: the next user sees `running` without
         // `CLOSED`.
@@ -450,6 +470,7 @@ pub unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
         // SAFETY: By the context of this function, we can sleep.
         unsafe { bindings::synchronize_rcu_tasks() };
     }
+    holder::forget_sites(&memory, name);
 }
 
 /// Waits until no object of `classes` is left, but for `timeout` at most.
@@ -462,6 +483,7 @@ where
 
     for (class, _) in classes() {
         class.releases.may_wait();
+        class.holders.may_wait();
     }
     // The end of an object may begin another one, of a class that had none.
     while let Some((class, _)) = classes().find(|(class, _)| class.live.load(Relaxed) != 0) {
@@ -478,6 +500,7 @@ where
                     class.unkilled.load(Relaxed).min(live),
                     left.as_millis() as usize
                 );
+                holder::report_oldest(None, class);
             }
         }
         told = true;
@@ -505,6 +528,8 @@ pub(crate) unsafe fn exit() {
         bindings::rcu_barrier();
         rcu::unload::free();
     }
+    // SAFETY: By the safety requirements of this function, no reference is left.
+    unsafe { holder::free() };
     let mut next = CLASSES.xchg(ptr::null_mut(), Acquire);
     while !next.is_null() {
         // SAFETY: `add_to_list()` made it a box, and no other thread uses it.
