@@ -9,11 +9,13 @@ has = $(shell grep -sx 'CONFIG_$(1)=y' '$(KDIR)/include/config/auto.conf')
 modules_args = CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m CONFIG_SAMPLE_RUST_PERCPU_REF=m \
 	$(if $(and $(call has,HOTPLUG_CPU),$(call has,KPROBES),$(call has,HAVE_FUNCTION_ARG_ACCESS_API)), \
 		CONFIG_RUST_PERCPU_REF_TORTURE=m)
-# DEBUG=1: the library remembers what holds each object.
+# DEBUG=1, on the command line: the library remembers what holds each object.
+ifneq ($(findstring command,$(origin DEBUG)),)
 ifeq ($(DEBUG),1)
 debug_args = CONFIG_RUST_PERCPU_REF_DEBUG=y
-else ifneq ($(and $(DEBUG),$(findstring command,$(origin DEBUG))),)
-$(error DEBUG=$(DEBUG) makes no sense: DEBUG=1, or leave it out)
+else ifneq ($(DEBUG),)
+$(error DEBUG=$(DEBUG) is not supported: use DEBUG=1, or leave it out)
+endif
 endif
 # Where they go: not among the sources, which others are built from, too.
 MO = $(CURDIR)/build/modules

@@ -230,6 +230,7 @@ suite!(CASES = percpu_ref [
     kill_and_wait,
     release_may_sleep,
     foreign_ownable,
+    sections_stay_with_the_task,
     rcu_lookup,
     memory_outlives_section,
     start_modes,

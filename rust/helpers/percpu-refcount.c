@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/kmemleak.h>
 #include <linux/lockdep.h>
 #include <linux/preempt.h>
 #include <linux/printk.h>
@@ -15,14 +16,17 @@ __rust_helper void rust_helper_percpu_ref_pr_debug_sum(u64 global, u64 percpu)
 #ifdef CONFIG_RUST_PERCPU_REF_DEBUG
 /*
  * kmalloc_nolock() is allowed in any context, but has no memory on machines without a
- * cmpxchg of two words.
+ * cmpxchg of two words, nor in a hard interrupt on PREEMPT_RT.
  */
 __rust_helper void *rust_helper_percpu_ref_alloc_records(size_t size)
 {
 	void *records = kmalloc_nolock(size, __GFP_ZERO, NUMA_NO_NODE);
 
-	if (!records && preemptible())
+	if (!records && preemptible()) {
 		records = kzalloc(size, GFP_NOWAIT);
+		/* As with the memory above. */
+		kmemleak_no_scan(records);
+	}
 	return records;
 }
 

@@ -479,6 +479,35 @@ pub(super) fn resurrect_at_the_limit() -> Result<Outcome> {
     Ok(Passed)
 }
 
+/// What lockdep must not complain of: sections in one another, a wait for another object of
+/// the type in a section, and a guard that travels after one.
+pub(super) fn sections_stay_with_the_task() -> Result<Outcome> {
+    let (thing, events) = Thing::shared()?;
+    let guard = thing.try_get().ok_or(EIO)?;
+    {
+        let _section = guard.lockdep_section();
+        let (other, _) = Thing::shared()?;
+        let another = other.try_get().ok_or(EIO)?;
+        {
+            let _inner = another.lockdep_section();
+            check!(kill_checked(&other));
+        }
+        drop(another);
+        other.wait_released();
+    }
+    let cpu = online_cpus().last().ok_or(EIO)?;
+    drop(Thread::spawn(cpu, move || {
+        let section = guard.lockdep_section();
+        drop(section);
+        drop(guard);
+    })?);
+    check!(kill_checked(&thing));
+    thing.wait_released();
+    drop(thing);
+    check_end(&events, 1, 1)?;
+    Ok(Passed)
+}
+
 /// More references are put than were got, which takes `unsafe`: the kill finds out and leaks.
 pub(super) fn underflow_leaks() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;

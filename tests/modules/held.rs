@@ -150,10 +150,10 @@ struct Forms {
     _frozen: [Frozen<Gate>; 2],
 }
 
-// SAFETY: It has no thread's own.
+// SAFETY: All fields may be dropped by any thread.
 unsafe impl Send for Forms {}
 
-// SAFETY: Through a `&Forms` there is nothing to be had.
+// SAFETY: A shared reference gives no access to the fields.
 unsafe impl Sync for Forms {}
 
 impl Forms {

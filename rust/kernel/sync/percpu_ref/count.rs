@@ -110,7 +110,7 @@ use core::{
 /// carry goes to the freezers, which keep the memory, too.
 pub(super) const LIFE: u64 = 1 << 0;
 /// In [`Count::state`]: the number of lives.
-const LIVES_MASK: u64 = (1 << 24) - LIFE;
+pub(super) const LIVES_MASK: u64 = (1 << 24) - LIFE;
 /// In [`Count::state`]: one [`Frozen`](super::Frozen), or one call of `freeze()` that waits.
 pub(super) const FREEZER: u64 = 1 << 24;
 /// In [`Count::state`]: the number of freezers. If it is full, it stays so, and the object stays
@@ -716,10 +716,13 @@ impl Count {
         }
     }
 
-    /// Returns how long ago this life was killed, in seconds, if it was.
+    /// Returns how long ago this life was killed, in seconds, if it was. While a kill is under way,
+    /// the answer may be that of the last life.
     pub(super) fn killed_ago(&self) -> Option<u32> {
+        // `Acquire`: the time is read after the flag, which is set before it.
+        let is_dying = self.word.load(Acquire).has(DEAD);
         let killed = self.killed_at.load(Relaxed);
-        self.is_dying().then(|| seconds().wrapping_sub(killed))
+        (is_dying && killed != 0).then(|| seconds().wrapping_sub(killed))
     }
 
     /// Returns the names of the state and the mode, for `Debug` and for messages.
@@ -837,12 +840,6 @@ impl Count {
     pub(super) unsafe fn drop_handle(this: NonNull<Self>) {
         // SAFETY: The handle is one of the holds, and the caller gives it up.
         unsafe { Self::drop_hold(this, HANDLE, 0) };
-    }
-
-    /// Returns whether there are lives that have not ended.
-    #[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
-    pub(super) fn has_lives(&self) -> bool {
-        self.state.load(Relaxed) & LIVES_MASK != 0
     }
 
     /// Enters the functions of the object's module; see [`Class::enter`].

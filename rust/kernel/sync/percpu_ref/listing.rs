@@ -3,8 +3,8 @@
 //! The file in debugfs that lists what objects there are.
 //!
 //! `/sys/kernel/debug/percpu_ref/objects` has the objects of each module, by type, and how many of
-//! them were never killed. So it tells what keeps a module, before that is unloaded. With
-//! `CONFIG_RUST_PERCPU_REF_DEBUG` it has each object, and what holds it.
+//! them were never killed. It shows which objects would delay the unloading of a module. With
+//! `CONFIG_RUST_PERCPU_REF_DEBUG` it has each shared object, and what holds it.
 //!
 //! Nothing in it is a snapshot: objects come and go while the file is read.
 //!
@@ -44,7 +44,7 @@ pub struct Listing {
 // SAFETY: The folder may be removed by any thread.
 unsafe impl Send for Listing {}
 
-// SAFETY: Through a `&Listing` there is nothing to be had.
+// SAFETY: A shared reference gives no access to the fields.
 unsafe impl Sync for Listing {}
 
 impl Listing {
@@ -142,6 +142,7 @@ impl Place {
             // The operations lie in the module as well, but may have no symbol before them.
             Some(running) => Self::of_function(running.ops().release as usize),
             None if class.is_abandoned() => Self::Gone,
+            // Or for a moment, a class that a module is about to take.
             None => Self::Going,
         }
     }

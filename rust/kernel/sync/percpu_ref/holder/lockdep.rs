@@ -2,27 +2,32 @@
 
 //! Lets lockdep see that a wait for releases waits for holders.
 //!
-//! A guard may be dropped by another task than the one that got it, and nothing tells where it will
-//! be dropped when it is got, or when the task takes a lock in between. Lockdep draws its
-//! conclusions at that moment. So there is no form without false reports that takes each guard for
-//! a lock. What cannot travel is a borrow of the guard by a value that is not `Send`: as long as
-//! that exists, the task that made it must get on before the guard can be dropped. A
-//! [`LockdepSection`](crate::sync::percpu_ref::LockdepSection) is such a borrow.
+//! A guard may be dropped by another task than the one that got it. Lockdep draws its conclusions
+//! when a task takes a lock, and at that moment nothing tells where the guards that the task has
+//! will be dropped. So lockdep cannot treat each guard as a lock without false reports. A
+//! [`LockdepSection`](crate::sync::percpu_ref::LockdepSection) borrows the guard and is not `Send`,
+//! so the task that made it must end it before the guard can be dropped.
 //!
 //! Lockdep takes a section for a lock that is held for reading, and the wait for a release for the
 //! same lock taken for writing. All objects of a type have one such lock. So it also reports a task
 //! that waits for one object under a lock, if the lock is taken in a section of another object of
 //! the same type. A task can have 48 locks, and so many sections (`MAX_LOCK_DEPTH`).
 //!
-//! The block layer does the reverse, too: there, a task may wait for the end of a freeze. Here,
-//! nothing waits for that.
+//! The block layer also tells lockdep of tasks that wait for the end of a freeze. Here, no task
+//! waits for that.
 //!
 //! C header: [`include/linux/lockdep.h`](srctree/include/linux/lockdep.h)
 
 use crate::{
     bindings,
     prelude::*,
-    sync::percpu_ref::count::Count,
+    sync::{
+        atomic::Relaxed,
+        percpu_ref::count::{
+            Count,
+            LIVES_MASK, //
+        }, //
+    },
     types::Opaque, //
 };
 use core::ptr::NonNull;
@@ -102,7 +107,7 @@ impl LockMap {
 pub(in super::super) fn may_wait(count: &Count) {
     // While a thread is inside the module's functions, the map is not renewed.
     let running = count.enter_module();
-    if running.is_some() && count.has_lives() {
+    if running.is_some() && count.state.load(Relaxed) & LIVES_MASK != 0 {
         count.class.holders.may_wait();
     }
 }
@@ -136,7 +141,7 @@ impl Held {
         }
         // SAFETY: By the safety requirements of this function, `count` is valid.
         let map = &unsafe { Count::class_of(count) }.holders;
-        // As a lock that is tried, since nothing waits here, whatever locks the task holds.
+        // Acquired as by a trylock, because a section never waits.
         //
         // INVARIANT: Acquired here.
         //

@@ -15,7 +15,7 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// Nothing.
+/// A holder when the option is off.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Holder;
 
@@ -41,14 +41,14 @@ impl Holder {
 
     /// # Safety
     ///
-    /// None.
+    /// This function has no safety requirements.
     #[inline(always)]
     pub(in super::super) unsafe fn from_foreign(_ptr: &mut *mut c_void) -> Self {
         Self
     }
 }
 
-/// Nothing.
+/// A lock map when the option is off.
 pub(in super::super) struct LockMap;
 
 impl LockMap {
@@ -63,13 +63,13 @@ impl LockMap {
     pub(in super::super) fn may_wait(&self) {}
 }
 
-/// Nothing.
+/// A held map when the option is off.
 pub(in super::super) struct Held;
 
 impl Held {
     /// # Safety
     ///
-    /// None.
+    /// This function has no safety requirements.
     #[inline(always)]
     pub(in super::super) unsafe fn new(_count: NonNull<Count>) -> Self {
         Self
@@ -78,7 +78,7 @@ impl Held {
 
 /// # Safety
 ///
-/// None.
+/// This function has no safety requirements.
 #[inline(always)]
 pub(in super::super) unsafe fn end_object(_count: NonNull<Count>) {}
 
@@ -93,7 +93,7 @@ pub(in super::super) fn forget_sites(_memory: &ModuleMemory, _module: &CStr) {}
 
 /// # Safety
 ///
-/// None.
+/// This function has no safety requirements.
 #[cfg(MODULE)]
 #[inline(always)]
 pub(in super::super) unsafe fn free() {}

@@ -29,7 +29,7 @@
 //! that a site lies in is there in any case: see [`forget_sites`].
 //!
 //! kmemleak does not look for pointers in chunks, so it finds objects whose references were leaked.
-//! It reports also an object whose only reference is held by C, as a pointer to the record.
+//! It also reports an object whose only reference is held by C, as a pointer to the record.
 
 use super::{
     arch,
@@ -67,7 +67,7 @@ use core::{
     },
 };
 
-/// Whose record, and what it says.
+/// A record of one holder.
 ///
 /// # Invariants
 ///
@@ -81,7 +81,7 @@ pub(in super::super) struct Record {
     site: Atomic<*mut Location<'static>>,
     /// For a [`Kind::Batch`], the number of references, or `u32::MAX` if it is larger.
     len: Atomic<u32>,
-    /// The jiffies at the get. So ages are modulo 2^32 jiffies, which are 49 days or more.
+    /// The jiffies at the get. Ages are right up to 2^31 jiffies, which are 24 days or more.
     when: Atomic<u32>,
     pid: Atomic<i32>,
     /// The preemption count at the get, which tells interrupts from tasks.
@@ -119,13 +119,13 @@ define_per_cpu! {
     /// is set, there is such a chunk, and the record is reserved for this CPU.
     static POOL: Local<u64> = Local::new(0);
 
-    /// How often there was no memory for a record.
+    /// How often there was no record.
     static UNRECORDED: Local<usize> = Local::new(0);
 }
 
 /// Where references were got.
 ///
-/// A copy of a `Holder` stands for the same references, and one of them must be ended.
+/// Copies of a `Holder` stand for the same references. The owner must end exactly one copy.
 ///
 /// # Invariants
 ///
@@ -179,7 +179,8 @@ impl Holder {
             set(&record.len, len.try_into().unwrap_or(u32::MAX));
             let count = get(&record.count);
             let batch = |addr| addr & !KIND_MASK | Kind::Batch as usize;
-            set(&record.count, count.map_addr(batch));
+            // As in `new()`.
+            arch::store_release(&record.count, count.map_addr(batch));
         }
     }
 
@@ -197,8 +198,8 @@ impl Holder {
     #[inline(always)]
     pub(in super::super) fn end(self) {
         if let Some(record) = self.0 {
-            // Pairs with the `Acquire` in `reserve()`: what the next holder stores comes after what
-            // this one has stored.
+            // Pairs with the load in `reserve()`: what the next holder stores comes after what this
+            // one has stored.
             arch::store_release(&record.count, ptr::null_mut());
         }
     }
@@ -273,7 +274,8 @@ fn chunk(number: usize) -> Option<&'static Chunk> {
     unsafe { get(CHUNKS.get(number)?).as_ref() }
 }
 
-/// Takes a record that this CPU has, if there is one and no interrupt is quicker.
+/// Takes a record of the local CPU. Fails if it has none, or if an interrupt or a migration changes
+/// the word in between.
 #[inline(always)]
 fn take() -> Option<&'static Record> {
     let word = POOL.read();
@@ -345,6 +347,8 @@ fn reserve(start: usize, tries: usize) -> Option<(usize, u32)> {
         chunk.is_locked.cmpxchg(0, 1, Acquire).ok()?;
         let (mut bits, mut bit) = (0, 1);
         for record in &chunk.records {
+            // Pairs with the store in `end()`, by a control dependency: the next holder stores only
+            // if the record was found to be free.
             if get(&record.count).is_null() {
                 set(&record.count, RESERVED);
                 bits |= bit;
@@ -358,6 +362,9 @@ fn reserve(start: usize, tries: usize) -> Option<(usize, u32)> {
 
 /// Adds a chunk, whose records are reserved. Returns its number, and their bits.
 fn add_chunk() -> Option<(usize, u32)> {
+    if LEN.load(Relaxed) as usize >= CHUNKS_MAX {
+        return None;
+    }
     // SAFETY: Can be called from any context.
     let chunk = unsafe { bindings::percpu_ref_alloc_records(size_of::<Chunk>()) };
     let chunk = NonNull::new(chunk.cast::<Chunk>())?;
@@ -368,8 +375,8 @@ fn add_chunk() -> Option<(usize, u32)> {
     let number = LEN.fetch_add(1, Relaxed) as usize;
     let Some(place) = CHUNKS.get(number) else {
         LEN.fetch_sub(1, Relaxed);
-        // SAFETY: It was not published.
-        unsafe { bindings::percpu_ref_free_records(chunk.as_ptr().cast()) };
+        // The last places were taken meanwhile. The chunk cannot be freed in any context, so it is
+        // leaked; that happens once for each CPU at most.
         return None;
     };
     // `Release` pairs with the address dependency in `chunk()`.
@@ -402,7 +409,7 @@ pub(in super::super) unsafe fn free() {
     }
 }
 
-/// Returns how often there was no memory for a record, since the library is there.
+/// Returns how many references were not recorded since the library was loaded.
 pub(in super::super) fn unrecorded() -> usize {
     UNRECORDED.sum()
 }
@@ -503,9 +510,10 @@ impl Entry {
             _ => return None,
         };
         let count = NonNull::new(tagged.map_addr(|addr| addr & !KIND_MASK))?.cast::<Count>();
-        // In this order, so that the age is not negative.
-        let when = get(&record.when);
-        let age = now().wrapping_sub(when);
+        // `Acquire`: the clock is read after it. If the record has got another holder since it was
+        // read above, that one may be younger than the clock.
+        let age = now().wrapping_sub(record.when.load(Acquire));
+        let age = if age > i32::MAX as u32 { 0 } else { age };
         // SAFETY: The caller's critical section keeps the count, and by the type invariant of
         // `Record`, the site.
         let (class, site) = unsafe { (Count::class_of(count), record.site.load(Relaxed).as_ref()) };
@@ -594,7 +602,8 @@ pub(in super::super) fn each(mut f: impl FnMut(&Count, Entry)) {
         for record in chunk(number).iter().flat_map(|chunk| &chunk.records) {
             // SAFETY: We are in a critical section, and `f` is not given the count for longer.
             if let Some((count, entry)) = unsafe { Entry::read(record) } {
-                // SAFETY: See the head of this file.
+                // SAFETY: The record was in use, and the critical section keeps the memory of its
+                // count.
                 f(unsafe { count.as_ref() }, entry);
             }
         }
@@ -637,14 +646,14 @@ fn report(filter: impl Fn(&Entry) -> bool) {
         pr_warn!("    held: and {more} more\n");
     }
     if let n @ 1.. = unrecorded() {
-        pr_warn!("    held: perhaps more, since {n} were not recorded for want of memory\n");
+        pr_warn!("    held: perhaps more, since {n} references were not recorded\n");
     }
 }
 
 /// Forgets all sites that lie in a module, and logs what was got there and is still held.
 ///
-/// A site in a module's memory was written by code of the module, which must not run any more once
-/// its exit function has returned. So after this no record has such a site, nor will have one.
+/// Code of the module must not run after its exit function has returned, so no record gets such a
+/// site after this.
 ///
 /// # Context
 ///
@@ -653,25 +662,19 @@ pub(in super::super) fn forget_sites(memory: &ModuleMemory, module: &CStr) {
     let mut is_held = false;
     each(|_, entry| is_held |= entry.kind != Kind::Object && memory.contains(entry.site_addr));
     if is_held {
-        pr_warn!("unloading {module}, which has got what is still held:\n");
+        pr_warn!("unloading {module}, which got references that are still held:\n");
         report(|entry| memory.contains(entry.site_addr));
     }
 
-    let mut is_changed = false;
     for number in 0..(LEN.load(Relaxed) as usize).min(CHUNKS_MAX) {
         for record in chunk(number).iter().flat_map(|chunk| &chunk.records) {
             let site = record.site.load(Relaxed);
             if memory.contains(site.addr()) {
                 // If the record has another site now, that lies elsewhere.
                 let _ = record.site.cmpxchg(site, ptr::null_mut(), Relaxed);
-                is_changed = true;
             }
         }
     }
-    if is_changed {
-        // For the readers that have found the sites.
-        //
-        // SAFETY: By the context of this function, we can sleep.
-        unsafe { bindings::synchronize_rcu() };
-    }
+    // Readers that have found one of the sites are waited for by the module's end: `free_module()`
+    // and `do_init_module()` in kernel/module/main.c call `synchronize_rcu()`.
 }

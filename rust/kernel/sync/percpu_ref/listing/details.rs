@@ -144,7 +144,7 @@ impl Details {
     pub(super) fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match holder::unrecorded() {
             0 => Ok(()),
-            n => f.write_fmt(fmt!("not recorded for want of memory, since boot: {n}\n")),
+            n => f.write_fmt(fmt!("{n} references were not recorded\n")),
         }
     }
 
@@ -170,7 +170,7 @@ impl Details {
     }
 }
 
-/// Makes one entry of those that have the object, the kind and the site in common.
+/// Merges entries that have the same object, kind and site.
 fn sum_up(holders: &mut KVVec<Entry>) {
     let group = |entry: &Entry| (entry.count.addr(), entry.kind, entry.site);
     holders.sort_unstable_by_key(|entry| (group(entry), Reverse(entry.age)));
