@@ -75,6 +75,7 @@ use crate::{
         atomic::{
             Acquire,
             Atomic,
+            AtomicType,
             Full,
             Relaxed, //
         },
@@ -948,7 +949,7 @@ fn assert_rcu_is_watching() {
 /// without `CONFIG_RUST_INLINE_HELPERS`: it is a call in each get and put then.
 #[doc(alias = "READ_ONCE")]
 #[inline(always)]
-fn read_once(from: &Atomic<Word>) -> Word {
+pub(super) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
     // SAFETY: The variable is valid. Other CPUs change it by atomic operations, with which a
     // volatile load can race by the kernel's memory model.
     unsafe { from.as_ptr().read_volatile() }

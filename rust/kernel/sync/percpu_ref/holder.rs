@@ -8,8 +8,6 @@
 //! its methods have no instructions.
 
 #[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
-mod arch;
-#[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
 mod lockdep;
 #[cfg(not(CONFIG_RUST_PERCPU_REF_DEBUG))]
 mod off;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `smp_load_acquire()` of a pointer, inlined into the caller on x86-64 and arm64.
+//! `smp_load_acquire()` and `smp_store_release()` of a pointer, inlined into the caller on x86-64 and
+//! arm64.
 //!
 //! Without `CONFIG_RUST_INLINE_HELPERS`, [`Atomic::load`] is a call, in each lookup. Other
 //! architectures use it.
@@ -16,6 +17,14 @@ use crate::sync::atomic::Atomic;
 #[inline(always)]
 pub(crate) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
     imp::load_acquire(from)
+}
+
+/// Stores a pointer as `store(Release)` does.
+#[allow(dead_code)] // Has users with `CONFIG_RUST_PERCPU_REF_DEBUG`.
+#[doc(alias = "smp_store_release")]
+#[inline(always)]
+pub(crate) fn store_release<T>(to: &Atomic<*mut T>, value: *mut T) {
+    imp::store_release(to, value);
 }
 
 /// C source: [`arch/x86/include/asm/barrier.h`](srctree/arch/x86/include/asm/barrier.h)
@@ -35,6 +44,17 @@ mod imp {
         // SAFETY: Does nothing.
         unsafe { asm!("", options(nostack, preserves_flags)) };
         value
+    }
+
+    #[inline(always)]
+    pub(super) fn store_release<T>(to: &Atomic<*mut T>, value: *mut T) {
+        // The CPU does not reorder stores, so this only stops the compiler.
+        //
+        // SAFETY: Does nothing.
+        unsafe { asm!("", options(nostack, preserves_flags)) };
+        // SAFETY: The variable is valid. Other CPUs access it by atomic operations, with which a
+        // volatile store can race by the kernel's memory model.
+        unsafe { to.as_ptr().write_volatile(value) };
     }
 }
 
@@ -60,17 +80,36 @@ mod imp {
         }
         value
     }
+
+    #[inline(always)]
+    pub(super) fn store_release<T>(to: &Atomic<*mut T>, value: *mut T) {
+        // SAFETY: The variable is valid, and aligned.
+        unsafe {
+            asm!(
+                "stlr {}, [{}]",
+                in(reg) value,
+                in(reg) to.as_ptr(),
+                options(nostack, preserves_flags)
+            );
+        }
+    }
 }
 
 #[cfg(not(any(CONFIG_X86_64, CONFIG_ARM64)))]
 mod imp {
     use crate::sync::atomic::{
         Acquire,
-        Atomic, //
+        Atomic,
+        Release, //
     };
 
     #[inline(always)]
     pub(super) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
         from.load(Acquire)
+    }
+
+    #[inline(always)]
+    pub(super) fn store_release<T>(to: &Atomic<*mut T>, value: *mut T) {
+        to.store(value, Release);
     }
 }

@@ -31,10 +31,7 @@
 //! kmemleak does not look for pointers in chunks, so it finds objects whose references were leaked.
 //! It also reports an object whose only reference is held by C, as a pointer to the record.
 
-use super::{
-    arch,
-    Kind, //
-};
+use super::Kind;
 use crate::{
     bindings,
     define_per_cpu,
@@ -50,11 +47,15 @@ use crate::{
             Release, //
         },
         percpu_ref::{
-            count::Count,
+            count::{
+                read_once,
+                Count, //
+            },
             unload::Class, //
         },
         rcu::{
             self,
+            arch::store_release,
             unload::ModuleMemory, //
         }, //
     }, //
@@ -155,8 +156,8 @@ impl Holder {
         set(&record.site, ptr::from_ref(Location::caller()).cast_mut());
         set(&record.when, now());
         // SAFETY: The current task is valid.
-        set(&record.pid, unsafe { (*arch::current()).pid });
-        set(&record.context, arch::preempt_count());
+        set(&record.pid, unsafe { (*current()).pid });
+        set(&record.context, preempt_count());
         if kind == Kind::Batch {
             set(&record.len, len.try_into().unwrap_or(u32::MAX));
         }
@@ -165,7 +166,7 @@ impl Holder {
         //
         // INVARIANT: The record was reserved for this CPU, and we have taken it.
         let count = count.as_ptr().cast::<c_void>();
-        arch::store_release(&record.count, count.map_addr(|addr| addr | kind as usize));
+        store_release(&record.count, count.map_addr(|addr| addr | kind as usize));
         Self(Some(record))
     }
 
@@ -177,10 +178,10 @@ impl Holder {
             *self = Self::NONE;
         } else if let Some(record) = self.0 {
             set(&record.len, len.try_into().unwrap_or(u32::MAX));
-            let count = get(&record.count);
+            let count = read_once(&record.count);
             let batch = |addr| addr & !KIND_MASK | Kind::Batch as usize;
             // As in `new()`.
-            arch::store_release(&record.count, count.map_addr(batch));
+            store_release(&record.count, count.map_addr(batch));
         }
     }
 
@@ -200,7 +201,7 @@ impl Holder {
         if let Some(record) = self.0 {
             // Pairs with the load in `reserve()`: what the next holder stores comes after what this
             // one has stored.
-            arch::store_release(&record.count, ptr::null_mut());
+            store_release(&record.count, ptr::null_mut());
         }
     }
 
@@ -227,7 +228,7 @@ impl Holder {
         // SAFETY: By the safety requirements of this function, this is a record, which is not freed
         // while the library is in use.
         let record = unsafe { &*record };
-        *ptr = get(&record.count).map_addr(|addr| addr & !KIND_MASK);
+        *ptr = read_once(&record.count).map_addr(|addr| addr & !KIND_MASK);
         assert!(!ptr.is_null(), "C has given a reference back twice");
         // INVARIANT: The holder that became `ptr` was not ended.
         Self(Some(record))
@@ -249,20 +250,62 @@ fn set<T: AtomicType>(to: &Atomic<T>, value: T) {
     unsafe { to.as_ptr().write_volatile(value) };
 }
 
+#[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
+mod task {
+    use crate::{
+        bindings::task_struct,
+        declare_per_cpu,
+        percpu::Local,
+        prelude::*, //
+    };
+
+    declare_per_cpu! {
+        // SAFETY: `current_task` in arch/x86/kernel/cpu/common.c is a pointer, which each CPU
+        // changes in its own copy, with interrupts disabled. This module only reads.
+        unsafe static CURRENT: Local<*mut c_void> = current_task;
+        // SAFETY: The lower half, or all, of `__preempt_count` there is the count. This module only
+        // reads.
+        unsafe static PREEMPT_COUNT: Local<u32> = __preempt_count;
+    }
+
+    #[inline(always)]
+    pub(super) fn current() -> *mut task_struct {
+        CURRENT.read().cast()
+    }
+
+    #[inline(always)]
+    pub(super) fn preempt_count() -> u32 {
+        PREEMPT_COUNT.read()
+    }
+}
+
+#[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
+mod task {
+    use crate::bindings;
+
+    #[inline]
+    pub(super) fn current() -> *mut bindings::task_struct {
+        // SAFETY: Can be called from any context.
+        unsafe { bindings::get_current() }
+    }
+
+    #[inline]
+    pub(super) fn preempt_count() -> u32 {
+        // SAFETY: Can be called from any context.
+        unsafe { bindings::preempt_count() as u32 }
+    }
+}
+
+use task::{
+    current,
+    preempt_count, //
+};
+
 /// Returns the time, in jiffies modulo 2^32.
 #[inline(always)]
 fn now() -> u32 {
     // SAFETY: The variable is valid, and a volatile load can race with its changes.
     unsafe { (&raw const bindings::jiffies).read_volatile() as u32 }
-}
-
-/// Loads a value as `load(Relaxed)` does, but inlined into the caller, as [`set`] is.
-#[doc(alias = "READ_ONCE")]
-#[inline(always)]
-fn get<T: AtomicType>(from: &Atomic<T>) -> T {
-    // SAFETY: The variable is valid. Other CPUs access it by atomic operations, with which a
-    // volatile load can race by the kernel's memory model.
-    unsafe { from.as_ptr().read_volatile() }
 }
 
 /// Returns the chunk with this number, if there is one.
@@ -271,7 +314,7 @@ fn chunk(number: usize) -> Option<&'static Chunk> {
     // `add_chunk()`.
     //
     // SAFETY: Chunks are not freed while the library is in use.
-    unsafe { get(CHUNKS.get(number)?).as_ref() }
+    unsafe { read_once(CHUNKS.get(number)?).as_ref() }
 }
 
 /// Takes a record of the local CPU. Fails if it has none, or if an interrupt or a migration changes
@@ -291,7 +334,7 @@ fn take() -> Option<&'static Record> {
     // SAFETY: A bit was set, so there is this chunk, with the record. Chunks are not freed while
     // the library is in use.
     unsafe {
-        let chunk = get(CHUNKS.get_unchecked(number));
+        let chunk = read_once(CHUNKS.get_unchecked(number));
         core::hint::assert_unchecked(!chunk.is_null());
         (&raw const (*chunk).records)
             .cast::<Record>()
@@ -349,7 +392,7 @@ fn reserve(start: usize, tries: usize) -> Option<(usize, u32)> {
         for record in &chunk.records {
             // Pairs with the store in `end()`, by a control dependency: the next holder stores only
             // if the record was found to be free.
-            if get(&record.count).is_null() {
+            if read_once(&record.count).is_null() {
                 set(&record.count, RESERVED);
                 bits |= bit;
             }
