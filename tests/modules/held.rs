@@ -237,6 +237,15 @@ impl kernel::Module for Held {
                 forms = Some(Forms::new()?);
                 None
             }
+            // A module that leaks five.
+            8 => {
+                let object = object()?;
+                for _ in 0..5 {
+                    core::mem::forget(object.try_get());
+                }
+                pr_info!("expect 1 {}:{}\n", file!(), line!() - 2);
+                Some(object)
+            }
             _ => {
                 let object = object()?;
                 many.reserve(holders, GFP_KERNEL)?;
