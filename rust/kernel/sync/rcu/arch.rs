@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `smp_load_acquire()` and `smp_store_release()` of a pointer, inlined into the caller on x86-64 and
-//! arm64.
+//! `smp_load_acquire()` and `smp_store_release()` of a pointer, inlined into the caller on x86-64
+//! and arm64.
 //!
 //! Without `CONFIG_RUST_INLINE_HELPERS`, [`Atomic::load`] is a call, in each lookup. Other
 //! architectures use it.
