@@ -70,6 +70,7 @@ mod library {
             pub use callback::{
                 call,
                 call_hurry,
+                call_tasks,
                 RcuCallback,
                 RcuCallbackBox,
                 RcuHead,
@@ -77,8 +78,8 @@ mod library {
             };
             pub use cell::RcuCell;
 
-            /// Waits until the callbacks that were queued before have run, as the kernel crate's
-            /// own function does since 7.3.
+            /// Waits until the callbacks that were queued before have run, but for those of
+            /// [`call_tasks`], as the kernel crate's own function does since 7.3.
             ///
             /// # Context
             ///

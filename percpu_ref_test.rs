@@ -74,6 +74,8 @@ mod per_cpu;
 mod rcu_cases;
 #[path = "tests/cases/references.rs"]
 mod references;
+#[path = "tests/cases/tasks.rs"]
+mod tasks;
 
 use self::{
     ends::*,
@@ -83,7 +85,8 @@ use self::{
     oracle::*,
     per_cpu::*,
     rcu_cases::*,
-    references::*, //
+    references::*,
+    tasks::*, //
 };
 use kthread::{
     online_cpus,
@@ -268,6 +271,12 @@ suite!(CASES = percpu_ref [
     debug_tells_state,
     debug_runs_outside_of_sections,
     stress,
+    tasks_objects_live_and_end,
+    tasks_callback_waits_for_both,
+    tasks_end_waits_for_preempted,
+    tasks_end_waits_for_interrupts,
+    tasks_memory_outlives_lookup,
+    tasks_stress,
     long_wait_is_told,
 ]);
 
@@ -515,13 +524,46 @@ impl Drop for Thing {
     }
 }
 
+impl AsRef<Thing> for Thing {
+    fn as_ref(&self) -> &Thing {
+        self
+    }
+}
+
+/// A [`Thing`] whose end waits for RCU Tasks, too.
+struct TasksThing(Thing);
+
+impl From<Thing> for TasksThing {
+    fn from(thing: Thing) -> Self {
+        Self(thing)
+    }
+}
+
+impl AsRef<Thing> for TasksThing {
+    fn as_ref(&self) -> &Thing {
+        &self.0
+    }
+}
+
+impl Counted for TasksThing {
+    const RCU_TASKS: bool = true;
+
+    fn confirmed(&self) {
+        self.0.confirmed();
+    }
+
+    fn release(&self) {
+        self.0.release();
+    }
+}
+
 /// Kills `thing`, and lets the confirmation check that a grace period has passed.
-fn kill_checked(thing: &PercpuRef<Thing>) -> bool {
+fn kill_checked<T: Counted + AsRef<Thing>>(thing: &PercpuRef<T>) -> bool {
     if let Some(guard) = thing.try_get() {
         // SAFETY: May be called anywhere.
         let now = unsafe { bindings::get_state_synchronize_rcu() };
-        // Who comes second may come after the kill.
-        let _ = guard.before_kill.cmpxchg(0, now, Relaxed);
+        // The second killer may come after the kill.
+        let _ = (*guard).as_ref().before_kill.cmpxchg(0, now, Relaxed);
     }
     thing.kill_and_confirm()
 }
@@ -547,7 +589,11 @@ fn check_events(events: &Events, confirmed: u32, released: u32) -> Result {
     check!(events.released.get() == released);
     check!(events.early.get() == 0);
     check!(events.disorder.get() == 0);
-    check!(THINGS.load(Relaxed) == 0);
+    let things = THINGS.load(Relaxed);
+    if things != 0 {
+        pr_err!("        # there are {things} others\n");
+    }
+    check!(things == 0);
     Ok(())
 }
 
@@ -569,6 +615,37 @@ fn on_cpu<R: Send + Unpin + 'static>(
     drop(Thread::spawn(cpu, move || *result.lock() = Some(run()))?);
     let value = slot.lock().take();
     value.ok_or(EIO)
+}
+
+/// Runs `run` in a hard interrupt, on PREEMPT_RT as well, or in a softirq.
+fn in_timer<R: Send>(hard: bool, run: impl FnOnce() -> R + Send) -> Option<R> {
+    extern "C" {
+        fn percpu_ref_test_in_timer(
+            run: unsafe extern "C" fn(arg: *mut c_void),
+            arg: *mut c_void,
+            hard: bool,
+        );
+    }
+
+    struct Call<F, R>(Option<F>, Option<R>);
+
+    /// # Safety
+    ///
+    /// `call` must point to a `Call<F, R>` that is not used otherwise.
+    unsafe extern "C" fn run_call<R, F: FnOnce() -> R>(call: *mut c_void) {
+        // SAFETY: By the safety requirements of this function, it is ours.
+        let call = unsafe { &mut *call.cast::<Call<F, R>>() };
+        call.1 = call.0.take().map(|run| run());
+    }
+
+    fn pass<R, F: FnOnce() -> R>(call: &mut Call<F, R>, hard: bool) {
+        // SAFETY: `run_call()` is called once, with the call, before the function returns.
+        unsafe { percpu_ref_test_in_timer(run_call::<R, F>, (&raw mut *call).cast(), hard) };
+    }
+
+    let mut call = Call(Some(run), None);
+    pass(&mut call, hard);
+    call.1
 }
 
 /// Two CPUs that threads can run on, if there are two.
@@ -1098,14 +1175,14 @@ fn drop_inside_release() -> Result<Outcome> {
     Ok(Passed)
 }
 
-type Inbox = Mutex<Option<PercpuRefGuard<Thing>>>;
+type Inbox<T> = Mutex<Option<PercpuRefGuard<T>>>;
 
 /// What the threads of one round of stress share.
-struct Round {
-    thing: PercpuRef<Thing>,
+struct Round<T: Counted> {
+    thing: PercpuRef<T>,
     events: Arc<Events>,
     /// A place for each thread, where others leave guards for it to put.
-    inboxes: KVec<Pin<KBox<Inbox>>>,
+    inboxes: KVec<Pin<KBox<Inbox<T>>>>,
     turns: Counter,
     /// References that were got after the confirmation.
     late: Counter,
@@ -1113,9 +1190,11 @@ struct Round {
     dangling: Counter,
 }
 
-impl Round {
+impl<T: Counted + From<Thing> + AsRef<Thing>> Round<T> {
     fn new(threads: usize) -> Result<Arc<Self>> {
-        let (thing, events) = Thing::shared()?;
+        let (mut thing, events) = Thing::new()?;
+        thing.kills_unconfirmed = false;
+        let thing = UniquePercpuRef::new(T::from(thing), GFP_KERNEL)?.into();
         let mut inboxes = KVec::with_capacity(threads, GFP_KERNEL)?;
         for _ in 0..threads {
             inboxes.push(KBox::pin_init(new_mutex!(None), GFP_KERNEL)?, GFP_KERNEL)?;
@@ -1169,8 +1248,8 @@ impl Round {
         }
     }
 
-    fn check_alive(&self, guard: Option<&PercpuRefGuard<Thing>>) {
-        if guard.is_some_and(|guard| !guard.is_alive()) {
+    fn check_alive(&self, guard: Option<&PercpuRefGuard<T>>) {
+        if guard.is_some_and(|guard| !(**guard).as_ref().is_alive()) {
             self.dangling.inc();
         }
     }
@@ -1183,18 +1262,27 @@ const ABREAST: usize = 20;
 
 /// Threads on all CPUs use the reference in every way, while another one kills it.
 fn stress() -> Result<Outcome> {
+    let seconds = value(module_parameters::seconds.value());
+    stress_for::<Thing>(times(ROUNDS), Delta::from_secs(i64::from(seconds)))
+}
+
+/// Runs rounds of stress with objects that are a `T`, as many and as long as said, or more.
+fn stress_for<T>(rounds: usize, time: Delta) -> Result<Outcome>
+where
+    T: Counted + From<Thing> + AsRef<Thing>,
+{
     let start = Instant::<Monotonic>::now();
-    let time = Delta::from_secs(i64::from(value(module_parameters::seconds.value())));
+    let least = rounds;
     let on_each = value(module_parameters::threads.value()) as usize;
     let cpus = online_cpus().count();
     let mut turns = 0;
     let mut number = 0;
 
-    while number < times(ROUNDS) || start.elapsed() < time {
+    while number < least || start.elapsed() < time {
         let mut rounds = KVec::with_capacity(ABREAST, GFP_KERNEL)?;
         let mut threads = KVec::new();
         for _ in 0..ABREAST {
-            let round = Round::new(cpus * on_each)?;
+            let round = Round::<T>::new(cpus * on_each)?;
             for (me, cpu) in (0..on_each).flat_map(|_| online_cpus()).enumerate() {
                 let round = round.clone();
                 threads.push(Thread::spawn(cpu, move || round.work(me))?, GFP_KERNEL)?;

@@ -75,6 +75,7 @@ helpers! {
     fn this_cpu_cmpxchg_u64(ptr: *mut u64, old: u64, new: u64) -> u64;
 
     fn call_rcu_hurry(head: *mut callback_head, func: rcu_callback_t);
+    fn call_rcu_tasks(head: *mut callback_head, func: rcu_callback_t);
     fn synchronize_rcu_tasks();
 
     fn __raw_spin_lock_init(

@@ -261,6 +261,13 @@ impl State {
             s.atomic = add_counters(s.atomic, s.counters, closing);
             s.counters = 0;
         };
+        let put = |s: &mut State| {
+            s.initial = false;
+            s.atomic = put_initial(s.atomic);
+            if s.atomic == 0 {
+                s.release();
+            }
+        };
         match self.mode {
             Mode::PerCpu => {
                 to(Mode::Switching, &|_| {});
@@ -274,14 +281,17 @@ impl State {
                 to(Mode::PerCpu, &|_| {});
                 to(Mode::Closing, &|s| s.atomic = close(s.atomic));
             }
-            Mode::Dying => to(Mode::Closing, &|s| callback(s, true)),
-            Mode::Closing => to(Mode::Closed, &|s| {
-                s.initial = false;
-                s.atomic = put_initial(s.atomic);
-                if s.atomic == 0 {
-                    s.release();
+            Mode::Dying => {
+                to(Mode::Closing, &|s| callback(s, true));
+                // Where no confirmation is owed.
+                if self.once {
+                    to(Mode::Closed, &|s| {
+                        callback(s, true);
+                        put(s);
+                    });
                 }
-            }),
+            }
+            Mode::Closing => to(Mode::Closed, &put),
             Mode::Closed if self.once => {}
             Mode::Closed => {
                 for mode in [Mode::PerCpu, Mode::Atomic] {

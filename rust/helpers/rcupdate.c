@@ -8,7 +8,12 @@ __rust_helper void rust_helper_call_rcu_hurry(struct rcu_head *head, rcu_callbac
 	call_rcu_hurry(head, func);
 }
 
-/* A macro unless CONFIG_TASKS_RCU is set. */
+/* Macros unless CONFIG_TASKS_RCU is set. */
+__rust_helper void rust_helper_call_rcu_tasks(struct rcu_head *head, rcu_callback_t func)
+{
+	call_rcu_tasks(head, func);
+}
+
 __rust_helper void rust_helper_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();

@@ -15,7 +15,6 @@ use kernel::{
 };
 
 extern "C" {
-    fn percpu_ref_test_in_hardirq(run: unsafe extern "C" fn(arg: *mut c_void), arg: *mut c_void);
     fn percpu_ref_test_set_fifo();
     fn percpu_ref_test_allow_kill();
     fn percpu_ref_test_forget_kill();
@@ -31,17 +30,7 @@ fn modal() -> Result<(Arc<Modal>, Arc<Events>)> {
 
 /// Drops `value` in a hard interrupt, on PREEMPT_RT as well.
 fn drop_in_hardirq<V: Send>(value: V) {
-    /// # Safety
-    ///
-    /// `slot` must point to an `Option<V>` that is not used otherwise.
-    unsafe extern "C" fn run<V>(slot: *mut c_void) {
-        // SAFETY: By the safety requirements of this function, the slot is ours.
-        drop(unsafe { (*slot.cast::<Option<V>>()).take() });
-    }
-
-    let mut slot = Some(value);
-    // SAFETY: `run::<V>` is called once, with the slot, before the function returns.
-    unsafe { percpu_ref_test_in_hardirq(run::<V>, (&raw mut slot).cast()) };
+    in_timer(true, move || drop(value));
 }
 
 /// The last reference is put in a hard interrupt while a thread waits for the release. lockdep must

@@ -12,7 +12,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 
-#include "../modules/fail_nth.h"
+#include "../modules/faults.h"
 
 /* NULL, unless rust_percpu_ref_faults is there; it then stays until the put. */
 void *percpu_ref_test_get_fail_nth(void)
@@ -25,6 +25,16 @@ void percpu_ref_test_put_fail_nth(void)
 	symbol_put(percpu_ref_test_fail_nth);
 }
 
+const struct percpu_ref_test_window *percpu_ref_test_get_window(void)
+{
+	return symbol_get(percpu_ref_test_window);
+}
+
+void percpu_ref_test_put_window(void)
+{
+	symbol_put(percpu_ref_test_window);
+}
+
 int percpu_ref_test_remove_cpu(unsigned int cpu)
 {
 	return remove_cpu(cpu);
@@ -35,7 +45,7 @@ int percpu_ref_test_add_cpu(unsigned int cpu)
 	return add_cpu(cpu);
 }
 
-struct in_hardirq {
+struct in_timer {
 	struct hrtimer timer;
 	void (*run)(void *arg);
 	void *arg;
@@ -44,22 +54,26 @@ struct in_hardirq {
 
 static enum hrtimer_restart expire(struct hrtimer *timer)
 {
-	struct in_hardirq *call = container_of(timer, struct in_hardirq, timer);
+	struct in_timer *call = container_of(timer, struct in_timer, timer);
 
-	WARN_ON_ONCE(!in_hardirq());
+	WARN_ON_ONCE(!in_hardirq() == timer->is_hard);
 	call->run(call->arg);
 	complete(&call->done);
 	return HRTIMER_NORESTART;
 }
 
-/* Calls @run with @arg in a hard interrupt, on PREEMPT_RT as well, and waits for it. */
-void percpu_ref_test_in_hardirq(void (*run)(void *arg), void *arg)
+/*
+ * Calls @run with @arg in a hard interrupt, on PREEMPT_RT as well, or in a softirq, and waits for
+ * it.
+ */
+void percpu_ref_test_in_timer(void (*run)(void *arg), void *arg, bool hard)
 {
-	struct in_hardirq call = { .run = run, .arg = arg };
+	enum hrtimer_mode mode = hard ? HRTIMER_MODE_REL_PINNED_HARD : HRTIMER_MODE_REL_PINNED_SOFT;
+	struct in_timer call = { .run = run, .arg = arg };
 
 	init_completion(&call.done);
-	hrtimer_setup_on_stack(&call.timer, expire, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
-	hrtimer_start(&call.timer, us_to_ktime(50), HRTIMER_MODE_REL_HARD);
+	hrtimer_setup_on_stack(&call.timer, expire, CLOCK_MONOTONIC, mode);
+	hrtimer_start(&call.timer, us_to_ktime(50), mode);
 	wait_for_completion(&call.done);
 	hrtimer_cancel(&call.timer);
 	destroy_hrtimer_on_stack(&call.timer);

@@ -10,7 +10,7 @@
 #include <linux/preempt.h>
 #include <linux/sched.h>
 
-#include "fail_nth.h"
+#include "faults.h"
 
 static struct task_struct *victim;
 static unsigned int left;

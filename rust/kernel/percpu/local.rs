@@ -14,7 +14,6 @@ use super::{
 use crate::{
     cpu::CpuId,
     fmt,
-    preempt::PreemptGuard,
     prelude::*, //
 };
 use core::cell::UnsafeCell;
@@ -255,30 +254,26 @@ impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
     }
 }
 
-/// Operations for callers that hold a [`PreemptGuard`], so that arm64 does not disable preemption
-/// again.
+/// Operations for callers that have disabled preemption, or that any CPU's copy will do for.
 impl PerCpuVar<Local<u64>> {
-    /// Adds to this CPU's copy.
+    /// Adds to this CPU's copy, or to that of a CPU that the task was on a moment ago.
     #[inline(always)]
-    pub(crate) fn add_on_cpu(&self, value: u64, _guard: &PreemptGuard) {
-        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`. By the invariant of
-        // the guard, preemption is disabled.
+    pub(crate) fn add_on_cpu(&self, value: u64) {
+        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`.
         unsafe { u64::add_on_cpu::<At<0>>(self.raw(), value) };
     }
 
-    /// Adds one to this CPU's copy.
+    /// Adds one, to the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
     #[inline(always)]
-    pub(crate) fn inc_on_cpu(&self, _guard: &PreemptGuard) {
-        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`. By the invariant of
-        // the guard, preemption is disabled.
+    pub(crate) fn inc_on_cpu(&self) {
+        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`.
         unsafe { u64::inc_on_cpu::<At<0>>(self.raw()) };
     }
 
-    /// Subtracts one from this CPU's copy.
+    /// Subtracts one, from the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
     #[inline(always)]
-    pub(crate) fn dec_on_cpu(&self, _guard: &PreemptGuard) {
-        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`. By the invariant of
-        // the guard, preemption is disabled.
+    pub(crate) fn dec_on_cpu(&self) {
+        // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`.
         unsafe { u64::dec_on_cpu::<At<0>>(self.raw()) };
     }
 }

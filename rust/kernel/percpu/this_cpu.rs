@@ -9,7 +9,8 @@ use super::var::Offset;
 /// The `this_cpu` operations on an integer of this width.
 ///
 /// Each operation acts on the copy of the CPU that it runs on, and is atomic with respect to
-/// preemption and to interrupts on that CPU, but not to NMI.
+/// preemption and to interrupts on that CPU, but not to NMI. [`add_on_cpu`](Self::add_on_cpu) and
+/// the like may act on another copy.
 ///
 /// For each function, `ptr` plus the offset `O` must be the `__percpu` pointer of an allocated and
 /// initialised `Self`, which is accessed by volatile loads and by these operations alone.
@@ -51,31 +52,34 @@ pub trait ThisCpu: Copy {
 
     /// Adds `value` as [`add`](Self::add) does, for a caller that has disabled preemption.
     ///
+    /// Without that, the copy may be that of a CPU which the task was on a moment ago. The change
+    /// is then atomic with respect to that CPU as well, except to [`write`](Self::write).
+    ///
     /// # Safety
     ///
-    /// See [`ThisCpu`]. Preemption must be disabled.
+    /// See [`ThisCpu`].
     #[inline(always)]
     unsafe fn add_on_cpu<O: Offset>(ptr: *mut Self, value: Self) {
         // SAFETY: By the safety requirements of this function, there is a copy at `ptr`.
         unsafe { Self::add::<O>(ptr, value) };
     }
 
-    /// Adds one as [`inc`](Self::inc) does, for a caller that has disabled preemption.
+    /// Adds one, to the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
     ///
     /// # Safety
     ///
-    /// See [`ThisCpu`]. Preemption must be disabled.
+    /// See [`ThisCpu`].
     #[inline(always)]
     unsafe fn inc_on_cpu<O: Offset>(ptr: *mut Self) {
         // SAFETY: By the safety requirements of this function, there is a copy at `ptr`.
         unsafe { Self::inc::<O>(ptr) };
     }
 
-    /// Subtracts one as [`dec`](Self::dec) does, for a caller that has disabled preemption.
+    /// Subtracts one, from the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
     ///
     /// # Safety
     ///
-    /// See [`ThisCpu`]. Preemption must be disabled.
+    /// See [`ThisCpu`].
     #[inline(always)]
     unsafe fn dec_on_cpu<O: Offset>(ptr: *mut Self) {
         // SAFETY: By the safety requirements of this function, there is a copy at `ptr`.

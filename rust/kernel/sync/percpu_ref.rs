@@ -187,6 +187,23 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// end.
     const MAY_SLEEP: bool = false;
 
+    /// Whether the end of such an object waits for RCU Tasks. Then getting and putting a reference
+    /// takes half of the instructions: preemption is not disabled.
+    ///
+    /// For objects that are used all the time and end once, as a network device. The price is the
+    /// time from the kill to its confirmation and to the release: some tenths of a second, and as
+    /// long as any task of the system runs in the kernel and does not sleep, return to user space
+    /// or call `cond_resched_tasks_rcu_qs()`. So a task that polls for the end must sleep, and
+    /// `cond_resched()` is not enough. RCU Tasks is not made for the end of many objects a second.
+    /// If the object was ever in an [`RcuPercpuRef`], its memory is freed after as long a time
+    /// again.
+    ///
+    /// A kernel that does not preempt, or has no `CONFIG_TASKS_RCU`, uses RCU alone.
+    ///
+    /// Not for [`Reinit`] references.
+    #[doc(alias("call_rcu_tasks", "pcpu_refcnt"))]
+    const RCU_TASKS: bool = false;
+
     /// Tells the object that its last reference is gone. If the object lives [`Once`], it is then
     /// dropped.
     ///
@@ -272,6 +289,12 @@ struct Inner<T> {
 }
 
 impl<T: Counted> Inner<T> {
+    /// Whether gets and puts are in a [`Section::Tasks`](count::Section).
+    ///
+    /// If the kernel does not preempt, disabling preemption costs nothing, but RCU Tasks may be
+    /// there.
+    const TASKS: bool = T::RCU_TASKS && cfg!(all(CONFIG_TASKS_RCU, CONFIG_PREEMPTION));
+
     const OPS: Ops = Ops {
         name: core::any::type_name::<T>,
         may_sleep: T::MAY_SLEEP,
@@ -351,7 +374,12 @@ impl<T: Counted> UniquePercpuRef<T> {
     where
         Error: From<E>,
     {
-        Self::start(value, Start::Once, flags)
+        let start = if Inner::<T>::TASKS {
+            Start::OnceTasks
+        } else {
+            Start::Once
+        };
+        Self::start(value, start, flags)
     }
 }
 
@@ -394,6 +422,10 @@ impl<T: Counted> UniquePercpuRef<T, Reinit> {
             assert!(
                 !T::MAY_SLEEP,
                 "the release of a Reinit reference runs at once"
+            );
+            assert!(
+                !T::RCU_TASKS,
+                "a Reinit reference does not wait for RCU Tasks"
             );
         }
         Self::start(value, start, flags)
@@ -565,7 +597,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get(&self) -> Option<PercpuRefGuard<T>> {
-        if !self.count().try_get(1) {
+        if !self.count().try_get(1, Inner::<T>::TASKS) {
             return None;
         }
         // SAFETY: `try_get()` added a reference, which the guard owns.
@@ -579,7 +611,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the references are put again at once"]
     pub fn try_get_many(&self, n: usize) -> Option<PercpuRefBatch<T>> {
-        if !self.count().try_get(n) {
+        if !self.count().try_get(n, Inner::<T>::TASKS) {
             return None;
         }
         // SAFETY: `try_get()` added `n` references, which the batch owns.
@@ -602,7 +634,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     #[must_use = "if unused, the reference is put again at once"]
     pub fn try_get_live(&self) -> Option<PercpuRefGuard<T>> {
-        if !self.count().try_get_live(1) {
+        if !self.count().try_get_live(1, Inner::<T>::TASKS) {
             return None;
         }
         // SAFETY: `try_get_live()` added a reference, which the guard owns.
@@ -630,7 +662,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// Returns `true` if this call killed the reference, and `false` if it was killed already. A
     /// second kill changes nothing, and warns once.
     ///
-    /// Does not wait, does not fail, and allocates nothing.
+    /// Does not wait, does not fail, and allocates nothing. Orders no access after it.
     ///
     /// # Context
     ///

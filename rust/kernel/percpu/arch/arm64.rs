@@ -2,11 +2,12 @@
 
 //! The `this_cpu` operations of arm64.
 //!
-//! The CPU's offset is in a register, so preemption is disabled from reading that until the copy
-//! is changed. As in C, the kernel patches each operation for the CPUs that it runs on: the offset
-//! is in `tpidr_el2` where the kernel is also the hypervisor, and one LSE instruction replaces the
-//! branch to a loop with exclusive loads and stores. Either of them is atomic with respect to
-//! interrupts.
+//! The CPU's offset is in a register, so preemption is disabled from reading that until the copy is
+//! changed, except in `add_on_cpu()` and the like, which may change another CPU's copy. As in C,
+//! the kernel patches each operation for the CPUs that it runs on: the offset is in `tpidr_el2`
+//! where the kernel is also the hypervisor, and one LSE instruction replaces the branch to a loop
+//! with exclusive loads and stores. Either of them is atomic with respect to interrupts, and to
+//! other CPUs.
 //!
 //! C source: [`arch/arm64/include/asm/percpu.h`](srctree/arch/arm64/include/asm/percpu.h)
 
@@ -74,7 +75,7 @@ macro_rules! lse_asm {
 ///
 /// # Safety
 ///
-/// Preemption must be disabled.
+/// Preemption must be disabled, or the caller must be able to use any CPU's copy.
 #[inline(always)]
 pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     let offset: usize;
@@ -98,10 +99,10 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
 ///
 /// # Safety
 ///
-/// Preemption must be disabled.
+/// Preemption must be disabled, or the caller must be able to use any CPU's copy.
 #[inline(always)]
 unsafe fn copy_of<T, O: Offset>(ptr: *mut T) -> *mut T {
-    // SAFETY: By the safety requirements of this function, preemption is disabled.
+    // SAFETY: By the safety requirements of this function, it is this CPU's copy, or any will do.
     unsafe { this_cpu_ptr(ptr.wrapping_byte_add(O::BYTES).cast()) }.cast()
 }
 
@@ -172,22 +173,20 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn add_on_cpu<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of this function, there is a copy at `ptr` and
-                // preemption is disabled.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`. Both
+                // forms of the change are atomic for all CPUs, so any copy will do.
                 unsafe { change!($suffix $modifier, "add", "ldadd", copy_of::<_, O>(ptr), value) };
             }
 
             #[inline(always)]
             unsafe fn inc_on_cpu<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of this function, there is a copy at `ptr` and
-                // preemption is disabled.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 unsafe { Self::add_on_cpu::<O>(ptr, 1) };
             }
 
             #[inline(always)]
             unsafe fn dec_on_cpu<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of this function, there is a copy at `ptr` and
-                // preemption is disabled.
+                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 unsafe { Self::add_on_cpu::<O>(ptr, Self::MAX) };
             }
 

@@ -139,6 +139,9 @@ pub(super) const KILLING: u64 = 1 << 55;
 /// In [`Count::state`]: a thread revives the reference, and has not cleared [`DEAD`] yet.
 pub(super) const REVIVING: u64 = 1 << 56;
 
+/// In [`Count::state`]: gets and puts are in [`Section::Tasks`], so RCU Tasks must be waited for.
+pub(super) const TASKS: u64 = 1 << 57;
+
 /// Returns whether a reference with this state must be dead. [`DEAD`] follows it.
 pub(super) const fn is_dead(state: u64) -> bool {
     state & (KILLED | FREEZERS_MASK) != 0
@@ -149,6 +152,8 @@ pub(super) const fn is_dead(state: u64) -> bool {
 pub(super) enum Start {
     /// In per-CPU mode, to live once.
     Once,
+    /// In per-CPU mode, to live once, with gets and puts in [`Section::Tasks`].
+    OnceTasks,
     /// In per-CPU mode.
     Reinit,
     /// In atomic mode.
@@ -173,8 +178,9 @@ pub(super) enum Start {
 ///
 /// - Until the callback of the one life that it has, or else until the object is dropped, `word`
 ///   without its flags is the `PerCpu<Local<u64>>` that the count owns. Without flags
-///   all CPUs may change the counters, in an RCU read-side critical section in which they found the
-///   word so. In atomic mode without [`BUSY`] the counters are zero.
+///   all CPUs may change the counters, in a [`Section`] in which they found the word so: a
+///   `Section::Tasks` if the count is [`TASKS`], and else a `Section::Preempt`. In atomic mode
+///   without [`BUSY`] the counters are zero, unless the object lives once.
 /// - The counters' sum plus `atomic`, modulo 2^64, is the number of references, plus [`BIAS`]
 ///   until the reference is closed; or `atomic` is [`SATURATED`]. The initial reference is one of
 ///   them until it is closed, and then [`INITIAL`](value::INITIAL), until the one that closed it
@@ -184,9 +190,11 @@ pub(super) enum Start {
 /// - `class` counts this object until the object is dropped.
 /// - The memory that the count is in came from `kmalloc()`. It is freed when the last of
 ///   [`HOLDS_MASK`] is gone, after a grace period if it is [`PUBLISHED`] or [`REINIT`] and on
-///   PREEMPT_RT, and not if it is [`LEAKED`].
-/// - `rcu` is used by the owner of [`BUSY`], and when there are no holds, by the one that dropped
-///   the last. `link` is used by the one that ended the life of an object that lives once.
+///   PREEMPT_RT, and not if it is [`LEAKED`]. If it is [`PUBLISHED`] and [`TASKS`], that is one of
+///   RCU Tasks and one of RCU.
+/// - `rcu` is used by the owner of [`BUSY`], or by the killer of an object that lives once, and
+///   when there are no holds, by the thread that dropped the last. `link` is used by the thread
+///   that ended the life of an object that lives once.
 pub(super) struct Count {
     /// The address of the per-CPU counters, and flags.
     pub(super) word: Atomic<Word>,
@@ -224,6 +232,7 @@ impl Count {
             let class = Class::get(ops, gfp)?;
             let (flags, atomic, state) = match start {
                 Start::Once => (NONE, 1 + BIAS, HANDLE | LIFE),
+                Start::OnceTasks => (NONE, 1 + BIAS, HANDLE | LIFE | TASKS),
                 Start::Reinit => (NONE, 1 + BIAS, HANDLE | LIFE | REINIT),
                 Start::Atomic => (FORCE, 1 + BIAS, HANDLE | LIFE | REINIT),
                 Start::Dead => (DEAD, 0, HANDLE | KILLED | REINIT),
@@ -262,14 +271,14 @@ impl Count {
     /// `word` must have come from [`Count::word`], and for as long as the returned value is used,
     /// either
     /// - no other thread must have the count, or
-    /// - `word` must have no flag, and the caller must be in the RCU read-side critical section
-    ///   that it was read in, or
+    /// - `word` must have no flag, and the caller must be in the [`Section`] that it was read in,
+    ///   or
     /// - the caller must be the callback.
     #[inline]
     pub(super) unsafe fn counters(word: Word) -> ManuallyDrop<PerCpu<Local<u64>>> {
         // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The
-        // counters are freed a grace period after a flag was set, or when no other thread has the
-        // count.
+        // counters are freed after the grace period that follows a flag and waits for the sections,
+        // or when no other thread has the count.
         ManuallyDrop::new(unsafe { PerCpu::from_raw(word.counters()) })
     }
 
@@ -318,40 +327,38 @@ impl Count {
     /// Applies `local` to the counters and returns `true` in per-CPU mode. Returns `false` in
     /// atomic mode.
     ///
-    /// The count may be gone when this returns: another task can run when preemption is enabled
-    /// again.
+    /// The count may be gone when this returns: the section has ended.
     #[inline(always)]
     fn if_percpu(
         word: &Atomic<Word>,
-        local: impl FnOnce(&PerCpu<Local<u64>>, &PreemptGuard),
+        tasks: bool,
+        local: impl FnOnce(&PerCpu<Local<u64>>),
     ) -> bool {
         if cfg!(CONFIG_PROVE_RCU) {
             assert_rcu_is_watching();
         }
-        // RCU takes this region for a read-side critical section.
-        let guard = PreemptGuard::nested();
+        let section = Section::enter(tasks);
 
         // `Relaxed`: the counters are zero before the word has no flag, and their address depends
-        // on it (see `switch_to_percpu()`). A CPU that does not see a flag yet is inside the
-        // critical section entered above, so the grace period that starts after the flag was set
-        // waits for it.
+        // on it (see `switch_to_percpu()`). A CPU or task that does not see a flag yet is inside
+        // the section entered above, so the grace period that starts after the flag was set waits
+        // for it.
         let word = read_once(word);
         if word.is_percpu() {
-            // SAFETY: No flag is set, and we are in a read-side critical section.
-            local(&*unsafe { Self::counters(word) }, &guard);
-            drop(guard);
+            // SAFETY: No flag is set, and we are in the section.
+            local(&*unsafe { Self::counters(word) });
+            drop(section);
             true
         } else {
-            leave(guard);
+            section.leave();
             false
         }
     }
 
     /// Adds `n` references. The caller must hold a reference until this returns.
     #[inline(always)]
-    pub(super) fn get(&self, n: usize) {
-        if n > MAX_LOCAL || !Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard))
-        {
+    pub(super) fn get(&self, n: usize, tasks: bool) {
+        if n > MAX_LOCAL || !Self::if_percpu(&self.word, tasks, |counters| add(counters, n)) {
             self.get_atomic(n);
         }
     }
@@ -376,15 +383,15 @@ impl Count {
 
     /// Adds `n` references unless the count is zero, or they are too many.
     #[inline(always)]
-    pub(super) fn try_get(&self, n: usize) -> bool {
-        (n <= MAX_LOCAL && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
+    pub(super) fn try_get(&self, n: usize, tasks: bool) -> bool {
+        (n <= MAX_LOCAL && Self::if_percpu(&self.word, tasks, |counters| add(counters, n)))
             || self.try_get_atomic(n, false)
     }
 
     /// Adds `n` references unless the reference is dying, or they are too many.
     #[inline(always)]
-    pub(super) fn try_get_live(&self, n: usize) -> bool {
-        (n <= MAX_LOCAL && Self::if_percpu(&self.word, |counters, guard| add(counters, n, guard)))
+    pub(super) fn try_get_live(&self, n: usize, tasks: bool) -> bool {
+        (n <= MAX_LOCAL && Self::if_percpu(&self.word, tasks, |counters| add(counters, n)))
             || self.try_get_atomic(n, true)
     }
 
@@ -410,17 +417,17 @@ impl Count {
 
     /// Adds `n` references as [`try_get`](Self::try_get) does, or with `live` as
     /// [`try_get_live`](Self::try_get_live) does, to a count that the caller has no reference to.
-    /// Leaves the region of `guard`.
+    /// Leaves `section`.
     ///
     /// # Safety
     ///
-    /// `this` must be valid until the region of `guard` ends.
+    /// `this` must be valid until `section` ends, and `section` must be that of the count.
     #[inline(always)]
     pub(super) unsafe fn try_get_found(
         this: NonNull<Self>,
         n: usize,
         live: bool,
-        guard: PreemptGuard,
+        section: Section,
     ) -> bool {
         if cfg!(CONFIG_PROVE_RCU) {
             assert_rcu_is_watching();
@@ -431,31 +438,31 @@ impl Count {
         // SAFETY: By the safety requirements of this function, `this` is valid.
         let word = read_once(unsafe { Self::word_of(this) });
         if n <= MAX_LOCAL && word.is_percpu() {
-            // SAFETY: No flag is set, and we are in a read-side critical section.
-            add(&*unsafe { Self::counters(word) }, n, &guard);
-            drop(guard);
+            // SAFETY: No flag is set, and we are in the section.
+            add(&*unsafe { Self::counters(word) }, n);
+            drop(section);
             return true;
         }
-        // SAFETY: By the safety requirements of this function, `this` is valid until the region of
-        // `guard` ends.
-        unsafe { Self::try_get_found_atomic(this, n, live, guard) }
+        // SAFETY: By the safety requirements of this function, `this` is valid until `section`
+        // ends.
+        unsafe { Self::try_get_found_atomic(this, n, live, section) }
     }
 
     /// # Safety
     ///
-    /// `this` must be valid until the region of `guard` ends.
+    /// `this` must be valid until `section` ends.
     #[cold]
     #[inline(never)]
     unsafe fn try_get_found_atomic(
         this: NonNull<Self>,
         n: usize,
         live: bool,
-        guard: PreemptGuard,
+        section: Section,
     ) -> bool {
         // SAFETY: By the safety requirements of this function, `this` is valid.
         let is_got = unsafe { &*this.as_ptr() }.try_get_atomic(n, live);
-        // The count may be gone when preemption is enabled.
-        drop(guard);
+        // The count may be gone when the section has ended.
+        drop(section);
         is_got
     }
 
@@ -464,16 +471,15 @@ impl Count {
     /// # Safety
     ///
     /// The caller must own `n` references, at least one, to the object that begins at `this`, and
-    /// gives them up.
+    /// gives them up. `tasks` must be whether the count is [`TASKS`].
     #[inline(always)]
-    pub(super) unsafe fn put(this: NonNull<Self>, n: usize) {
+    pub(super) unsafe fn put(this: NonNull<Self>, n: usize, tasks: bool) {
         // SAFETY: Until the counter is changed, the caller's reference keeps the object alive.
         let word = unsafe { Self::word_of(this) };
-        let is_done =
-            n <= MAX_LOCAL && Self::if_percpu(word, |counters, guard| sub(counters, n, guard));
+        let is_done = n <= MAX_LOCAL && Self::if_percpu(word, tasks, |counters| sub(counters, n));
         if !is_done {
-            // The critical section has ended, since `release()` may take sleeping locks on
-            // PREEMPT_RT. The caller's references alone keep the object until the next line.
+            // The section has ended, since `release()` may take sleeping locks on PREEMPT_RT. The
+            // caller's references alone keep the object until the next line.
             //
             // SAFETY: By the safety requirements of this function, the caller owns `n` references.
             unsafe { Self::put_atomic(this, n) };
@@ -635,6 +641,7 @@ impl Count {
     /// # Safety
     ///
     /// There must be no holds of the object, and `state` must be its state.
+    #[inline(never)] // It queues a callback: see `RcuPointer::IN_KERNEL_CRATE`.
     unsafe fn end(this: NonNull<Self>, state: u64) {
         if state & REINIT != 0 {
             // SAFETY: The memory is not freed yet.
@@ -659,6 +666,9 @@ impl Count {
         if at_once {
             // SAFETY: The object is dropped and not used.
             unsafe { Self::free(this) };
+        } else if state & PUBLISHED != 0 && state & TASKS != 0 {
+            // Readers find it in a `Section::Tasks`.
+            rcu::call_tasks(Remains(this));
         } else {
             rcu::call(Remains(this));
         }
@@ -745,7 +755,7 @@ impl Count {
         } else {
             "dying"
         };
-        let mode = if word.has(BUSY) {
+        let mode = if word.has(BUSY) || state == "dying" {
             "switching"
         } else if word.has(FORCE) {
             "atomic"
@@ -955,28 +965,60 @@ pub(super) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
     unsafe { from.as_ptr().read_volatile() }
 }
 
-/// Drops the guard out of line, so that the fast path is small enough to be inlined.
-#[cold]
-#[inline(never)]
-pub(super) fn leave(_guard: PreemptGuard) {}
+/// What a get or put is in from before it reads the word until it has counted.
+///
+/// A flag in the word is followed by a grace period that waits for these.
+pub(super) enum Section {
+    /// A region with preemption disabled, which RCU takes for a read-side critical section.
+    Preempt(PreemptGuard),
+    /// What RCU Tasks takes for a read-side critical section of a task: it goes on until the task
+    /// sleeps, even if the task is preempted, and migrated. Nothing is to be done to begin or end
+    /// it. In interrupts, and in the idle tasks, which do everything with preemption disabled, it
+    /// is one of RCU. See `switch.rs`.
+    Tasks,
+}
+
+impl Section {
+    /// Begins a section: a [`Section::Tasks`] if `tasks`.
+    #[inline(always)]
+    pub(super) fn enter(tasks: bool) -> Self {
+        if tasks {
+            Self::Tasks
+        } else {
+            Self::Preempt(PreemptGuard::nested())
+        }
+    }
+
+    /// Ends the section out of line, so that the fast path is small enough to be inlined.
+    #[inline(always)]
+    pub(super) fn leave(self) {
+        #[cold]
+        #[inline(never)]
+        fn leave(_guard: PreemptGuard) {}
+
+        if let Self::Preempt(guard) = self {
+            leave(guard);
+        }
+    }
+}
 
 /// Adds `n` to the local CPU's counter. For all but the batches that is the constant 1.
 #[inline(always)]
-fn add(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
+fn add(counters: &PerCpu<Local<u64>>, n: usize) {
     if n == 1 {
-        counters.inc_on_cpu(guard);
+        counters.inc_on_cpu();
     } else {
-        counters.add_on_cpu(n as u64, guard);
+        counters.add_on_cpu(n as u64);
     }
 }
 
 /// Subtracts `n` from the local CPU's counter. For all but the batches that is the constant 1.
 #[inline(always)]
-fn sub(counters: &PerCpu<Local<u64>>, n: usize, guard: &PreemptGuard) {
+fn sub(counters: &PerCpu<Local<u64>>, n: usize) {
     if n == 1 {
-        counters.dec_on_cpu(guard);
+        counters.dec_on_cpu();
     } else {
-        counters.add_on_cpu((n as u64).wrapping_neg(), guard);
+        counters.add_on_cpu((n as u64).wrapping_neg());
     }
 }
 

@@ -124,7 +124,7 @@ impl<T: Counted> PercpuRefGuard<T> {
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn get_many(&self, n: usize) -> PercpuRefBatch<T> {
         // SAFETY: By the type invariant, the object is alive.
-        unsafe { &(*self.inner.as_ptr()).count }.get(n);
+        unsafe { &(*self.inner.as_ptr()).count }.get(n, Inner::<T>::TASKS);
 
         // SAFETY: `get()` added `n` references, which the batch owns.
         unsafe { PercpuRefBatch::new(self.inner, n) }
@@ -152,7 +152,7 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     fn clone(&self) -> Self {
         // SAFETY: By the type invariant, the object is alive.
-        unsafe { &(*self.inner.as_ptr()).count }.get(1);
+        unsafe { &(*self.inner.as_ptr()).count }.get(1, Inner::<T>::TASKS);
 
         // SAFETY: `get()` added a reference, which the new guard owns.
         unsafe { Self::new(self.inner) }
@@ -174,7 +174,7 @@ impl<T: Counted> Drop for PercpuRefGuard<T> {
     fn drop(&mut self) {
         self.holder.end();
         // SAFETY: By the type invariant, the guard owns a reference, which it gives up here.
-        unsafe { Count::put(self.inner.cast(), 1) };
+        unsafe { Count::put(self.inner.cast(), 1, Inner::<T>::TASKS) };
     }
 }
 
@@ -371,7 +371,7 @@ impl<T: Counted> Drop for PercpuRefBatch<T> {
         if self.len > 0 {
             self.holder.end();
             // SAFETY: By the type invariant, the batch owns the references, which it gives up here.
-            unsafe { Count::put(self.inner.cast(), self.len) };
+            unsafe { Count::put(self.inner.cast(), self.len, Inner::<T>::TASKS) };
         }
     }
 }

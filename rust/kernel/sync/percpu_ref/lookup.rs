@@ -5,8 +5,8 @@
 use super::{
     count::{
         fmt_described,
-        leave,
-        Count, //
+        Count,
+        Section, //
     },
     wait::{
         wait_var_event,
@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     fmt,
-    preempt::PreemptGuard,
     prelude::*,
     sync::{
         atomic::{
@@ -49,14 +48,16 @@ use core::{
 /// A place for a [`PercpuRef`] where readers find it without a lock, and writers replace it.
 ///
 /// A reader finds the object and gets a reference to it in a single RCU read-side critical section,
-/// which is inside the methods of this type, and inlined. To use an object without a reference,
-/// only inside of a critical section, there is [`RcuCell`](crate::sync::rcu::RcuCell).
+/// or with [`Counted::RCU_TASKS`] in one of RCU Tasks, which is inside the methods of this type,
+/// and inlined. To use an object without a reference, only inside of a critical section, there is
+/// [`RcuCell`](crate::sync::rcu::RcuCell).
 ///
 /// A reader may find an object that has just been replaced. It gets a reference as long as
 /// [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`] on that object succeeds, so after a
 /// [`replace`](Self::replace) the owner of the old object should kill it. If the object was
 /// released already, the reader gets no reference; the memory that it learns this from is freed
-/// only after a grace period, even if the object was taken out long before its end.
+/// only after the grace period that waits for such sections, even if the object was taken out long
+/// before its end.
 ///
 /// # Invariants
 ///
@@ -166,28 +167,26 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         Some(unsafe { PercpuRefGuard::new(inner) })
     }
 
-    /// Finds the object in this place and adds `n` references to it, in one region with preemption
-    /// disabled.
+    /// Finds the object in this place and adds `n` references to it, in one [`Section`].
     #[inline(always)]
     fn get_found(&self, n: usize, live: bool) -> Option<NonNull<Inner<T>>> {
-        // RCU takes this region for a read-side critical section.
-        let section = PreemptGuard::nested();
+        let section = Section::enter(Inner::<T>::TASKS);
         let Some(inner) = self.find() else {
-            leave(section);
+            section.leave();
             return None;
         };
         // The count comes first in the object.
         let count = inner.cast();
-        // SAFETY: `find()` was called in the critical section of `section`, so the count is valid
-        // until that ends.
+        // SAFETY: `find()` was called in `section`, so the count is valid until that ends.
         unsafe { Count::try_get_found(count, n, live, section) }.then_some(inner)
     }
 
     /// Returns the object that is in this place.
     ///
-    /// If this is called in an RCU read-side critical section, the memory of the count stays until
-    /// the section ends. The object may be gone, and its hold, too: the count is there to be asked
-    /// for references and for its state, and for nothing else.
+    /// If this is called in a [`Section`] of the type's kind or in an RCU read-side critical
+    /// section, the memory of the count stays until that ends. The object may be gone, and its
+    /// hold, too: the count is there to be asked for references and for its state, and for nothing
+    /// else.
     #[inline(always)]
     fn find(&self) -> Option<NonNull<Inner<T>>> {
         // Pairs with the `Full` in `replace()`: the object is seen as it was made. The hold of the

@@ -11,17 +11,21 @@
 //!   exception: a kill does not wait, so it sets [`DEAD`] during a switch to atomic mode. The
 //!   callback and the killer then agree by [`Count::handover`] which of them closes.
 //!
+//! The word of an object that lives once changes only once: the killer sets [`DEAD`]. It and the
+//! callback need no [`BUSY`], and where no confirmation is owed, the callback adds the counters,
+//! closes and puts the initial reference in one step.
+//!
 //! So there is no lock that a release or a confirmation could run under, and counts that switch at
 //! the same time do not wait for each other.
 //!
 //! # What is asked for, and what is
 //!
 //! [`Count::state`] says whether the reference must be dead ([`is_dead`]): it was killed, or there
-//! is a freezer. [`DEAD`] follows. A thread that makes the state dead calls [`Count::begin_end`]
-//! after that. A state becomes alive only in [`Count::follow`], by the owner of [`BUSY`] while
-//! [`DEAD`] is set, which then clears [`DEAD`]. All of these steps are fully ordered, so of two
-//! threads that go in opposite directions, at least one sees what the other has done, and the last
-//! state wins.
+//! is a freezer. [`DEAD`] follows. If the object lives once, that is all. Else, a thread that makes
+//! the state dead calls [`Count::begin_end`] after that. A state becomes alive only in
+//! [`Count::follow`], by the owner of [`BUSY`] while [`DEAD`] is set, which then clears [`DEAD`].
+//! All of these steps are fully ordered, so of two threads that go in opposite directions, at least
+//! one sees what the other has done, and the last state wins.
 //!
 //! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`]
 //! says that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive.
@@ -29,14 +33,42 @@
 //! killer that finds one of them leaves the rest to the thread that has it. A freezer needs
 //! neither: it keeps the state dead by itself.
 //!
+//! # The grace period
+//!
+//! The callback may add the counters up when no get or put that has read the word before the flag
+//! was set is still to count. Each is in a [`Section`](super::count::Section). For a
+//! `Section::Preempt`, a grace period of RCU ends all of them.
+//!
+//! A `Section::Tasks` is entered by any code that RCU is watching, with preemption enabled or not:
+//!
+//! - In a task other than the idle ones, it ends before the task next sleeps. If it is running, or
+//!   preempted, when the scan of RCU Tasks comes to it, it is on a run queue, and held out for
+//!   until it has switched voluntarily (`rcu_tasks_pertask()`, `check_holdout_task()` in
+//!   kernel/rcu/tasks.h); a preemption does not count as that (`rcu_tasks_classic_qs()`). A task
+//!   that exits is held out for, or has preemption disabled (`rcu_tasks_postscan()`). An interrupt
+//!   that the task takes in user space, or in `cond_resched_tasks_rcu_qs()`, has a section of its
+//!   own.
+//! - In an interrupt, a softirq that is run at its end, and an idle task, which RCU Tasks does not
+//!   wait for, preemption is disabled, so that it lies in a read-side critical section of RCU. On
+//!   PREEMPT_RT, softirqs and most interrupts run in tasks.
+//!
+//! [`call_tasks`](rcu::call_tasks) waits for the one, and then for the other. A section that begins
+//! after the beginning of the respective grace period sees the flag: RCU Tasks begins with a
+//! `synchronize_rcu()` before its scan (`rcu_tasks_pregp_step()`). What else RCU Tasks takes for
+//! quiescent, a tick in user space, a guest, and points between softirqs, lies in no section. On
+//! arm64, a task that was migrated between
+//! finding the counter and changing it changes that of another CPU, by an instruction or a loop
+//! that is atomic for all CPUs, and the sum is the same.
+//!
 //! # The end of a transition
 //!
-//! One that closes does these steps: it takes the bias out, which turns the initial reference into
-//! [`INITIAL`](super::value::INITIAL); it confirms; it clears [`BUSY`]; it puts the initial
-//! reference; it wakes up the threads that wait for the transition; and if the count fell to zero,
-//! it releases. The initial reference does not count as one meanwhile: [`Count::is_zero`] is true
-//! as soon as the others are gone, and no new one can be had. But it keeps the object alive, and it
-//! keeps the release from running while [`BUSY`] is set, since a release may revive the object.
+//! To close an object that may live more than once, a thread or callback does these steps: it takes
+//! the bias out, which turns the initial reference into [`INITIAL`](super::value::INITIAL); it
+//! confirms; it clears [`BUSY`]; it puts the initial reference; it wakes up the threads that wait
+//! for the transition; and if the count fell to zero, it releases. The initial reference does not
+//! count as one meanwhile: [`Count::is_zero`] is true as soon as the others are gone, and no new
+//! one can be had. But it keeps the object alive, and it keeps the release from running while
+//! [`BUSY`] is set, since a release may revive the object.
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 
@@ -56,7 +88,8 @@ use super::{
         LIFE,
         NOTIFY,
         REINIT,
-        REVIVING, //
+        REVIVING,
+        TASKS, //
     },
     value::{
         self,
@@ -83,7 +116,8 @@ use crate::{
             Acquire,
             Atomic,
             Full,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         rcu::{
             self,
@@ -136,32 +170,57 @@ impl Count {
             return false;
         };
         count.class.sub_unkilled();
-        // Another thread that has the flag does the rest for us, too.
-        if old & (KILLING | REVIVING) == 0 {
-            // SAFETY: The caller has the handle. The state is dead, and `KILLING` keeps it so, or
-            // the object lives once.
-            unsafe { Self::end_killed(this, killing(old)) };
-        }
+        if old & REINIT == 0 {
+            // SAFETY: The caller has the handle, and has killed the object, which lives once.
+            unsafe { Self::end_once(this, old) };
+        } else if old & (KILLING | REVIVING) == 0 {
+            // SAFETY: The caller has the handle. The state is dead, and `KILLING` keeps it so.
+            unsafe { Self::end_killed(this) };
+        } // Else, another thread that has the flag ends the life for us, too.
         true
     }
 
-    /// Ends the life of a reference that was killed, and clears `killing` in the state.
+    /// Ends the life of an object that lives once. Nothing else changes its word: only one kill
+    /// succeeds, and it is not frozen and does not switch.
     ///
     /// # Safety
     ///
-    /// `this` must be the beginning of a pinned, shared object that the caller has a hold of. Its
-    /// state must be dead, and must stay so while `killing` is set.
-    unsafe fn end_killed(this: NonNull<Self>, killing: u64) {
+    /// `this` must be the beginning of a pinned, shared object that lives once. The caller must
+    /// have its handle, and must just have set [`KILLED`] in its state, which was `state` before.
+    #[inline(never)] // It queues a callback: see `RcuPointer::IN_KERNEL_CRATE`.
+    unsafe fn end_once(this: NonNull<Self>, state: u64) {
+        // SAFETY: The caller has the handle.
+        let count = unsafe { this.as_ref() };
+
+        count.killed_at.store(seconds(), Relaxed);
+        // `Release` pairs with the `Acquire` in `killed_ago()`. `call_rcu()` orders the flag before
+        // the grace period.
+        let word = count.word.load(Relaxed);
+        count.word.store(word.with(DEAD), Release);
+        // INVARIANT: We have killed the reference, so we own the initial reference.
+        if state & TASKS != 0 {
+            rcu::call_tasks(Callback(this));
+        } else {
+            rcu::call_hurry(Callback(this));
+        }
+    }
+
+    /// Ends the life of a reference that was killed, and clears [`KILLING`] in the state.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be the beginning of a pinned, shared object that lives more than once, and that
+    /// the caller has a hold of. Its state must be dead, and must stay so while [`KILLING`] is set.
+    unsafe fn end_killed(this: NonNull<Self>) {
         // SAFETY: By the safety requirements of this function, the state is dead.
-        if unsafe { Self::begin_end(this, killing) } {
+        if unsafe { Self::begin_end(this, KILLING) } {
             return;
         }
         // A freezer has set `DEAD`.
         //
-        // SAFETY: The caller has a hold of an object that lives more than once, as others are not
-        // frozen.
+        // SAFETY: The caller has a hold.
         unsafe {
-            clear(Self::state_of(this), killing);
+            clear(Self::state_of(this), KILLING);
             Self::confirm_if_idle(this);
         }
     }
@@ -171,8 +230,9 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// `this` must be the beginning of a pinned, shared object that the caller has a hold of. Its
-    /// state must be dead, and must stay so until [`DEAD`] is set.
+    /// `this` must be the beginning of a pinned, shared object that lives more than once, and that
+    /// the caller has a hold of. Its state must be dead, and must stay so until [`DEAD`] is set.
+    #[inline(never)] // It queues a callback: see `RcuPointer::IN_KERNEL_CRATE`.
     unsafe fn begin_end(this: NonNull<Self>, killing: u64) -> bool {
         // SAFETY: The caller has a hold.
         let count = unsafe { this.as_ref() };
@@ -216,15 +276,14 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// `this` must be valid. The caller must own [`BUSY`] and the initial reference, and gives both
-    /// up.
+    /// `this` must be valid, and live more than once. The caller must own [`BUSY`] and the initial
+    /// reference, and gives both up.
     unsafe fn close(this: NonNull<Self>, take_bias: bool) {
         // SAFETY: The initial reference keeps the object alive, until it is put.
-        let (word, atomic, state, class) = unsafe {
+        let (word, atomic, class) = unsafe {
             (
                 Self::word_of(this),
                 Self::atomic_of(this),
-                Self::state_of(this),
                 Self::class_of(this),
             )
         };
@@ -237,17 +296,13 @@ impl Count {
             Self::confirm(this);
             Self::set_idle(this, word.load(Relaxed));
         }
-        let is_reinit = state.load(Relaxed) & REINIT != 0;
         // A reference must not be used when the object is gone.
         let waited_for = ptr::from_ref(word);
 
         // `Full`: as in `put()`.
         let old = update(atomic, value::put_initial);
         // If there are references left, the object may be gone from here on.
-        if is_reinit {
-            // Only counts of this kind have threads that wait for the transition.
-            class.waiters().wake_up(waited_for);
-        }
+        class.waiters().wake_up(waited_for);
         if value::put_initial(old) == 0 {
             // SAFETY: The count just fell to zero, by our put.
             unsafe { Self::release(this) };
@@ -259,7 +314,8 @@ impl Count {
     /// # Safety
     ///
     /// `this` must be the beginning of an object that is not dropped before this returns. The
-    /// reference must be closed, and the caller must own [`BUSY`], so that it stays so.
+    /// reference must be closed. The object must live once, or the caller must own [`BUSY`], so
+    /// that it stays so.
     unsafe fn confirm(this: NonNull<Self>) {
         // SAFETY: By the safety requirements of this function, the object is there.
         let count = unsafe { this.as_ref() };
@@ -422,6 +478,7 @@ impl Count {
     ///
     /// `this` must be the beginning of a pinned, shared [`REINIT`] object that the caller has the
     /// handle of.
+    #[inline(never)] // It queues a callback: see `RcuPointer::IN_KERNEL_CRATE`.
     pub(super) unsafe fn switch_to_atomic(this: NonNull<Self>, notify: bool) {
         // SAFETY: The caller has the handle.
         let count = unsafe { this.as_ref() };
@@ -656,7 +713,7 @@ impl Count {
         let old = change(&count.state, |state| Some(state & !REVIVING));
         if old.is_ok_and(|state| state & KILLING != 0) {
             // SAFETY: We have a hold. The state is dead, and `KILLING` keeps it so.
-            unsafe { Self::end_killed(this, KILLING) };
+            unsafe { Self::end_killed(this) };
         }
         // SAFETY: The hold was added with the change of the state.
         unsafe { Self::drop_hold(this, LIFE, 0) };
@@ -673,9 +730,9 @@ fn clear(state: &Atomic<u64>, flag: u64) {
 ///
 /// # Invariants
 ///
-/// Owns [`BUSY`]. If the count is killed, now or later, it owns the initial reference, too, unless
-/// `finish` and the killer agree otherwise. Until it is put, the initial reference keeps the object
-/// alive.
+/// If the object lives once, owns the initial reference. Else, owns [`BUSY`]; and if the count is
+/// killed, now or later, the initial reference, too, unless `finish` and the killer agree
+/// otherwise. Until it is put, the initial reference keeps the object alive.
 struct Callback(NonNull<Count>);
 
 // SAFETY: A reference may be put on any thread.
@@ -683,7 +740,7 @@ unsafe impl Send for Callback {}
 
 impl_rcu_pointer! {
     // SAFETY: By the type invariant, the object is pinned and alive. By the invariants of `Count`,
-    // its `rcu` belongs to the owner of `BUSY`.
+    // its `rcu` belongs to the killer of an object that lives once, or to the owner of `BUSY`.
     unsafe impl RcuPointer for Callback(Count, rcu), Callback::complete
 }
 
@@ -692,7 +749,7 @@ impl Callback {
     #[doc(alias("percpu_ref_switch_to_atomic_rcu", "percpu_ref_kill_rcu"))]
     fn complete(self) {
         let this = self.0;
-        // SAFETY: By the type invariant, the object is alive until `finish()`.
+        // SAFETY: By the type invariant, the object is alive until the initial reference is put.
         let (word, atomic, state, handover): (_, _, _, &Atomic<u32>) = unsafe {
             (
                 Count::word_of(this),
@@ -703,8 +760,8 @@ impl Callback {
         };
         let is_reinit = state.load(Relaxed) & REINIT != 0;
 
-        // SAFETY: This is the callback. CPUs that used the counters did so in a critical section
-        // that has ended before the grace period; it orders their last writes before our reads.
+        // SAFETY: This is the callback. The sections in which the counters were used have ended
+        // before the end of the grace period, which orders their last writes before our reads.
         let mut counters = unsafe { Count::counters(word.load(Relaxed)) };
         let mut percpu = 0u64;
         for (_, counter) in counters.iter_mut() {
@@ -717,17 +774,27 @@ impl Callback {
 
         // `NO_KILLER` if it is not killed, or the killer is about to leave it here. `Acquire` pairs
         // with the `Full` of a killer that has.
-        let closing = handover.load(Acquire) == KILLED_FIRST;
+        let closing = !is_reinit || handover.load(Acquire) == KILLED_FIRST;
+        // An object that lives once, and of whose kill no confirmation is owed, is closed, and its
+        // initial reference is put, in one step.
+        let at_once = !is_reinit && state.load(Relaxed) & CONFIRM == 0;
         // `Full` pairs with that in `put()`: the puts before the switch, which the grace period has
         // ordered before us, come before the end of the object, whichever thread ends it.
-        let global = update(atomic, |old| value::add_counters(old, percpu, closing));
+        let global = update(atomic, |old| {
+            let new = value::add_counters(old, percpu, closing);
+            if at_once {
+                value::put_initial(new)
+            } else {
+                new
+            }
+        });
         // SAFETY: The function prints two numbers.
         unsafe { bindings::percpu_ref_pr_debug_sum(global, percpu) };
         if value::add_counters(global, percpu, closing) == SATURATED && is_valid(global) {
             let global = global.wrapping_sub(BIAS) as isize;
             do_once_lite! {
                 report(
-                    // SAFETY: By the type invariant, the object is alive until `finish()`.
+                    // SAFETY: The initial reference is not put, or the object is leaked.
                     unsafe { Count::class_of(this) },
                     format_args!(
                         "{} references after the switch to atomic mode: global {global} percpu {}",
@@ -738,13 +805,27 @@ impl Callback {
             }
         }
 
-        // SAFETY: By the type invariant, the object is alive until `finish()`, and we own `BUSY`.
-        unsafe {
-            // Only such counts are switched without being killed.
-            if is_reinit {
-                Count::notify(this);
+        if at_once {
+            // If there are references left, the object may be gone.
+            if value::put_initial(value::add_counters(global, percpu, closing)) == 0 {
+                // SAFETY: The count just fell to zero, by our put.
+                unsafe { Count::release(this) };
             }
-            Count::finish(this, closing);
+        } else if !is_reinit {
+            // SAFETY: The reference is closed, and our initial reference keeps the object alive.
+            unsafe { Count::confirm(this) };
+            let old = update(atomic, value::put_initial);
+            if value::put_initial(old) == 0 {
+                // SAFETY: The count just fell to zero, by our put.
+                unsafe { Count::release(this) };
+            }
+        } else {
+            // SAFETY: By the type invariant, the object is alive until `finish()`, and we own
+            // `BUSY`.
+            unsafe {
+                Count::notify(this);
+                Count::finish(this, closing);
+            }
         }
     }
 }

@@ -25,7 +25,8 @@
 //! nothing.
 //!
 //! Step 2 has a bound, because a caller may hold what others wait for: outside of the tree, the
-//! chain of module notifiers. Step 4 has none: a release that is running then is code of the
+//! chain of module notifiers. The others wait for RCU, and for RCU Tasks if it was used here. Step
+//! 4 also waits for releases that are running: a release that is running then is code of the
 //! module, and must return first. After step 4, the library calls nothing of the module. It cannot
 //! keep others from doing so: the holder of a reference may find a pointer to the module's code or
 //! constants in the object.
@@ -113,9 +114,9 @@ pub(super) struct Ops {
 
 /// All objects of one type that one module makes.
 ///
-/// Classes are on a list that only grows, so it is walked without a lock. There are as many as
-/// there are types in use at once: a class whose module is gone serves the next type. A class with
-/// objects that were left over stays as it is.
+/// Classes are on lists that only grow, so they are walked without a lock. A class whose module is
+/// gone serves the next type with the same list. A class with objects that were left over stays as
+/// it is.
 ///
 /// # Invariants
 ///
@@ -168,24 +169,88 @@ fn is_callable(ops: *mut Ops) -> bool {
     !ops.is_null() && ops != ABANDONED && ops.addr() & CLAIMED == 0
 }
 
-/// The first class of the list.
-static CLASSES: Atomic<*mut Class> = Atomic::new(ptr::null_mut());
+/// A list of classes: its first one.
+struct List(Atomic<*mut Class>);
 
-/// All classes.
+/// The lists of classes, each of the types whose operations have the same hash. With a thousand
+/// types, the one of a new object is still found at once.
+static LISTS: [List; 1 << LIST_BITS] = [const { List(Atomic::new(ptr::null_mut())) }; _];
+const LIST_BITS: u32 = 7;
+
+/// Returns the list that has the class of `ops`, if there is one.
+fn list_of(ops: *mut Ops) -> &'static List {
+    // As `hash_64()` does: include/linux/hash.h.
+    let hash = (ops.addr() as u64).wrapping_mul(0x61c8_8646_80b5_83eb);
+    &LISTS[(hash >> (u64::BITS - LIST_BITS)) as usize]
+}
+
+/// Returns all classes.
 pub(super) fn classes() -> impl Iterator<Item = &'static Class> {
-    // Pairs with the `cmpxchg` in `Class::add_to_list()`, which published the class, by its address
-    // dependency.
-    let mut next = CLASSES.load(Relaxed);
+    LISTS.iter().flat_map(List::classes)
+}
 
-    core::iter::from_fn(move || {
-        // SAFETY: Classes live as long as the library.
-        let class: &'static Class = unsafe { next.as_ref() }?;
-        next = class.next;
-        Some(class)
-    })
+impl List {
+    fn classes(&self) -> impl Iterator<Item = &'static Class> {
+        // Pairs with the `cmpxchg` in `add()`, which published the class, by its address
+        // dependency.
+        let mut next = self.0.load(Relaxed);
+
+        core::iter::from_fn(move || {
+            // SAFETY: Classes live as long as the library.
+            let class: &'static Class = unsafe { next.as_ref() }?;
+            next = class.next;
+            Some(class)
+        })
+    }
+
+    /// Returns the class that serves `ops`.
+    fn find(&self, ops: *mut Ops) -> Option<&'static Class> {
+        self.classes().find(|class| class.ops.load(Relaxed) == ops)
+    }
+
+    /// Returns a class that served no type and now is [`claimed`] for `ops`. Two threads can claim
+    /// two classes for the same type, which does no harm.
+    fn claim(&self, ops: *mut Ops) -> Option<&'static Class> {
+        self.classes().find(|class| {
+            // `Full` pairs with the `Release` store in `close()`, and see `Class::get()`.
+            class.ops.load(Relaxed).is_null()
+                && class
+                    .ops
+                    .cmpxchg(ptr::null_mut(), claimed(ops), Full)
+                    .is_ok()
+        })
+    }
+
+    /// Adds a class that serves no type.
+    fn add(&self, gfp: Flags) -> Result {
+        let class = KBox::pin_init(Class::new(self.0.load(Relaxed)), gfp)?;
+        // SAFETY: The class does not move before it is dropped.
+        let class = KBox::into_raw(unsafe { Pin::into_inner_unchecked(class) });
+
+        // SAFETY: `class` is valid, and not published until `cmpxchg()` succeeds. `Release` pairs
+        // with the load in `classes()`.
+        while let Err(first) = self.0.cmpxchg(unsafe { (*class).next }, class, Release) {
+            // SAFETY: The `cmpxchg()` failed, so `class` is still not published.
+            unsafe { (*class).next = first };
+        }
+        Ok(())
+    }
 }
 
 impl Class {
+    fn new(next: *mut Self) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            ops: Atomic::new(ptr::null_mut()),
+            live: Atomic::new(0),
+            unkilled: Atomic::new(0),
+            running: Atomic::new(0),
+            waiters <- WaitQueue::new(),
+            releases <- Releases::new(),
+            holders <- holder::LockMap::new(),
+            next,
+        })
+    }
+
     /// Returns the class of `ops`, with one more object, for which [`Class::put`] must be called.
     /// The object counts as one that was not killed.
     ///
@@ -196,6 +261,7 @@ impl Class {
     /// Can be called from any context that `gfp` may be used in.
     pub(super) fn get(ops: &'static Ops, gfp: Flags) -> Result<&'static Self> {
         let ops = ptr::from_ref(ops).cast_mut();
+        let list = list_of(ops);
         loop {
             {
                 // `module_going()` waits for this critical section before it closes a class that it
@@ -204,13 +270,13 @@ impl Class {
                 if rcu::unload::is_closed(ops.cast(), &section) {
                     return Err(ENODEV);
                 }
-                if let Some(class) = Self::find(ops) {
+                if let Some(class) = list.find(ops) {
                     // Before the section ends, so that `close()` counts the object.
                     class.live.add(1, Relaxed);
                     class.add_unkilled();
                     return Ok(class);
                 }
-                if let Some(class) = Self::claim(ops) {
+                if let Some(class) = list.claim(ops) {
                     class.live.add(1, Relaxed);
                     class.add_unkilled();
                     // For the module's first class: `claim()` and `mark_closed()` are both `Full`.
@@ -229,51 +295,8 @@ impl Class {
                     return Err(ENODEV);
                 }
             }
-            Self::add_to_list(gfp)?;
+            list.add(gfp)?;
         }
-    }
-
-    /// Returns the class that serves `ops`.
-    fn find(ops: *mut Ops) -> Option<&'static Self> {
-        classes().find(|class| class.ops.load(Relaxed) == ops)
-    }
-
-    /// Returns a class that served no type and now is [`claimed`] for `ops`. Two threads can claim
-    /// two classes for the same type, which does no harm.
-    fn claim(ops: *mut Ops) -> Option<&'static Self> {
-        classes().find(|class| {
-            // `Full` pairs with the `Release` store in `close()`, and see `Class::get()`.
-            class.ops.load(Relaxed).is_null()
-                && class
-                    .ops
-                    .cmpxchg(ptr::null_mut(), claimed(ops), Full)
-                    .is_ok()
-        })
-    }
-
-    /// Puts a class on the list that serves no type.
-    fn add_to_list(gfp: Flags) -> Result {
-        let class = pin_init!(Self {
-            ops: Atomic::new(ptr::null_mut()),
-            live: Atomic::new(0),
-            unkilled: Atomic::new(0),
-            running: Atomic::new(0),
-            waiters <- WaitQueue::new(),
-            releases <- Releases::new(),
-            holders <- holder::LockMap::new(),
-            next: CLASSES.load(Relaxed),
-        });
-        let class = KBox::pin_init(class, gfp)?;
-        // SAFETY: The class does not move before it is dropped.
-        let class = KBox::into_raw(unsafe { Pin::into_inner_unchecked(class) });
-
-        // SAFETY: `class` is valid, and not published until `cmpxchg()` succeeds. `Release` pairs
-        // with the load in `classes()`.
-        while let Err(first) = CLASSES.cmpxchg(unsafe { (*class).next }, class, Release) {
-            // SAFETY: The `cmpxchg()` failed, so `class` is still not published.
-            unsafe { (*class).next = first };
-        }
-        Ok(())
     }
 
     /// Returns the threads that wait for a variable of the class, or of its objects.
@@ -444,10 +467,12 @@ pub unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
 
     if classes().next().is_some() || rcu::unload::has_queued(&memory) {
         // What was killed before now is released by this, and needs no message.
-        //
-        // SAFETY: By the context of this function, we can sleep.
-        unsafe { bindings::rcu_barrier() };
+        rcu::unload::barrier();
         wait_for_objects(classes, name, timeout);
+        if rcu::unload::uses_tasks() && classes().any(|(class, _)| class.live.load(Relaxed) != 0) {
+            // An object that was killed meanwhile may wait for RCU Tasks, and for nothing else.
+            rcu::unload::barrier();
+        }
     }
 
     // `Full`, before we look for callbacks and classes again: see `Class::get()`.
@@ -523,16 +548,19 @@ where
 #[cfg(MODULE)]
 pub(crate) unsafe fn exit() {
     super::release::stop(classes());
+    rcu::unload::barrier();
+    // A callback that is still left was that of an object whose class is abandoned, and queued
+    // nothing.
+    //
     // SAFETY: By the safety requirements of this function, nothing is queued any more.
-    unsafe {
-        bindings::rcu_barrier();
-        rcu::unload::free();
-    }
+    unsafe { rcu::unload::free() };
     // SAFETY: By the safety requirements of this function, no reference is left.
     unsafe { holder::free() };
-    let mut next = CLASSES.xchg(ptr::null_mut(), Acquire);
-    while !next.is_null() {
-        // SAFETY: `add_to_list()` made it a box, and no other thread uses it.
-        next = unsafe { KBox::from_raw(next) }.next;
+    for list in &LISTS {
+        let mut next = list.0.xchg(ptr::null_mut(), Acquire);
+        while !next.is_null() {
+            // SAFETY: `List::add()` made it a box, and no other thread uses it.
+            next = unsafe { KBox::from_raw(next) }.next;
+        }
     }
 }

@@ -14,9 +14,10 @@
 //!
 //! A callback of a module must not run after the module's code is gone. In C, each module's exit
 //! function must call `rcu_barrier()`. Here, that is done for each module that has queued a
-//! callback when its exit function has returned. Then the module is marked as closed, and
-//! `rcu_barrier()` is called again. From the mark on, and until the memory of the module is used
-//! for another one, a callback of the module is not queued: its object is leaked, with a warning.
+//! callback when its exit function has returned, for RCU Tasks as well. Then the module is marked
+//! as closed, and both are waited for again. From the mark on, and until the memory of the module
+//! is used for another one, a callback of the module is not queued: its object is leaked, with a
+//! warning.
 //! Otherwise a callback that always queues itself again would keep its module forever.
 //!
 //! A callback belongs to the module that contains the code of its [`RcuCallback`]. Code of other
@@ -83,8 +84,16 @@ impl Default for RcuHead {
 /// # Safety
 ///
 /// From [`into_head`](Self::into_head) until [`from_head`](Self::from_head), the head must stay
-/// valid, must not move, and must not be used by other code.
+/// valid, must not move, and must not be used by other code. `IN_KERNEL_CRATE` must be `false`
+/// outside of the kernel crate.
 pub unsafe trait RcuPointer: Send + Sized + 'static {
+    /// Whether the callback lies in the kernel crate, so that no module must be kept for it.
+    ///
+    /// The callback is a generic function, so it lies where [`call`] is instantiated. For these
+    /// types, that is in functions that are neither generic nor inlined.
+    #[doc(hidden)]
+    const IN_KERNEL_CRATE: bool = false;
+
     /// Converts into a pointer to the head in the object.
     fn into_head(self) -> NonNull<RcuHead>;
 
@@ -113,6 +122,8 @@ macro_rules! impl_rcu_pointer {
     (unsafe impl RcuPointer for $pointer:ident($object:ty, $head:ident), $run:expr) => {
         // SAFETY: By the argument at the use of this macro.
         unsafe impl RcuPointer for $pointer {
+            const IN_KERNEL_CRATE: bool = true;
+
             fn into_head(self) -> NonNull<RcuHead> {
                 // SAFETY: By the argument at the use of this macro, the object is valid. The
                 // address of a field is not null.
@@ -147,7 +158,7 @@ pub(crate) use impl_rcu_pointer;
 /// Can be called from any context except NMI.
 #[doc(alias("call_rcu", "call_rcu_sched"))]
 pub fn call<P: RcuPointer>(pointer: P) {
-    queue(pointer, bindings::call_rcu);
+    queue(pointer, bindings::call_rcu, run_callback::<P>);
 }
 
 /// Queues [`RcuPointer::run`] to run after a grace period, without the delay of `CONFIG_RCU_LAZY`.
@@ -159,22 +170,50 @@ pub fn call<P: RcuPointer>(pointer: P) {
 /// Can be called from any context except NMI.
 #[doc(alias = "call_rcu_hurry")]
 pub fn call_hurry<P: RcuPointer>(pointer: P) {
-    queue(pointer, bindings::call_rcu_hurry);
+    queue(pointer, bindings::call_rcu_hurry, run_callback::<P>);
+}
+
+/// Queues [`RcuPointer::run`] to run after a grace period of RCU Tasks, and another one of RCU.
+///
+/// A grace period of RCU Tasks waits for each task, running or preempted, until the task sleeps,
+/// runs in user space or in a guest, or calls `cond_resched_tasks_rcu_qs()`. It does not wait for
+/// idle tasks, nor for interrupts, which the grace period of RCU waits for. The callback sees what
+/// was done before that.
+///
+/// The wait takes some tenths of a second, and as long as a task runs in the kernel without any of
+/// these. `cond_resched()` is none of them, so a task that polls must sleep. RCU Tasks is not made
+/// for many callbacks a second. `rcu_barrier()` does not wait for these callbacks; unloading does.
+/// Without `CONFIG_TASKS_RCU`, this is [`call_hurry`].
+///
+/// # Context
+///
+/// Can be called from any context except NMI.
+#[doc(alias = "call_rcu_tasks")]
+pub fn call_tasks<P: RcuPointer>(pointer: P) {
+    if cfg!(CONFIG_TASKS_RCU) {
+        unload::set_uses_tasks();
+        queue(pointer, bindings::call_rcu_tasks, run_after_tasks::<P>);
+    } else {
+        call_hurry(pointer);
+    }
 }
 
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
+type Callback = unsafe extern "C" fn(*mut bindings::callback_head);
 
-fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
-    // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or
-    // `synchronize_rcu()` there waits for this critical section, and the `rcu_barrier()` after it
-    // for our callback.
-    let section = read_lock();
-
-    let callback: unsafe extern "C" fn(*mut bindings::callback_head) = run_callback::<P>;
-    if !unload::may_queue(callback as *const c_void, &section) {
-        pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
-        core::mem::forget(pointer);
-        return;
+fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu, callback: Callback) {
+    let _section;
+    if !P::IN_KERNEL_CRATE {
+        // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or
+        // `synchronize_rcu()` there waits for this critical section, and the `rcu_barrier()` after
+        // it for our callback.
+        let section = read_lock();
+        if !unload::may_queue(callback as *const c_void, &section) {
+            pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
+            core::mem::forget(pointer);
+            return;
+        }
+        _section = section;
     }
 
     let head = pointer.into_head();
@@ -186,6 +225,17 @@ fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu) {
     // SAFETY: By the safety requirements of `RcuPointer`, the head is used by this call alone until
     // `run_callback()` calls `from_head()`.
     unsafe { call_rcu(head, Some(callback)) };
+}
+
+/// Goes on to wait for RCU.
+///
+/// # Safety
+///
+/// Must be called by RCU Tasks, once for each time that [`queue`] passed it a head of a `P`.
+unsafe extern "C" fn run_after_tasks<P: RcuPointer>(head: *mut bindings::callback_head) {
+    // SAFETY: By the safety requirements of this function, the head is one that `queue()` passed,
+    // and is not used by RCU Tasks any more.
+    unsafe { bindings::call_rcu_hurry(head, Some(run_callback::<P>)) };
 }
 
 /// # Safety

@@ -294,6 +294,41 @@ pub(crate) fn mark_closed(memory: &ModuleMemory) {
     entry.state.xchg(CLOSED, Full);
 }
 
+/// Waits until all callbacks that were queued before have run, but not for those that they queue.
+///
+/// # Context
+///
+/// Sleeps, so must be called from process context.
+pub(crate) fn barrier() {
+    #[cfg(CONFIG_TASKS_RCU)]
+    if uses_tasks() {
+        // A callback of RCU Tasks goes on to RCU: see `call_tasks()`.
+        //
+        // SAFETY: By the context of this function, we can sleep.
+        unsafe { bindings::rcu_barrier_tasks() };
+    }
+    // SAFETY: By the context of this function, we can sleep.
+    unsafe { bindings::rcu_barrier() };
+}
+
+/// Whether a callback was ever passed to RCU Tasks. Others use RCU Tasks, too, and waiting for
+/// their callbacks takes long.
+static USES_TASKS: Atomic<u32> = Atomic::new(0);
+
+/// Remembers that a callback is about to be passed to RCU Tasks.
+pub(super) fn set_uses_tasks() {
+    // `Relaxed`: threads that wait for the callback are ordered after this, by what they know of
+    // the callback by, or by `synchronize_rcu()`.
+    if USES_TASKS.load(Relaxed) == 0 {
+        USES_TASKS.store(1, Relaxed);
+    }
+}
+
+/// Returns whether a callback was ever passed to RCU Tasks.
+pub(crate) fn uses_tasks() -> bool {
+    USES_TASKS.load(Relaxed) != 0
+}
+
 /// Waits for the callbacks of a closed module, if it has queued any.
 ///
 /// # Context
@@ -306,9 +341,7 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
     // SAFETY: We are in process context. After this, all critical sections see the mark, ...
     unsafe { bindings::synchronize_rcu() };
     // ... so after this, no callback of the module is left.
-    //
-    // SAFETY: We are in process context.
-    unsafe { bindings::rcu_barrier() };
+    barrier();
     for (slot, page) in slots_in(memory) {
         if page != MANY {
             let _ = slot.cmpxchg(page, 0, Relaxed);
@@ -325,6 +358,7 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
 /// # Safety
 ///
 /// `module` must be valid, and must not have run any code.
+#[inline(never)] // It queues a callback: see `RcuPointer::IN_KERNEL_CRATE`.
 pub unsafe fn module_coming(module: *const bindings::module) {
     // SAFETY: By the safety requirements of this function, `module` is valid.
     let memory = unsafe { ModuleMemory::of(module) };
