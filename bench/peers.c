@@ -63,6 +63,15 @@ static inline void this_cpu(void)
 	this_cpu_dec(counter);
 }
 
+/* As net_device counts: what pcpu_refcnt points to. */
+static unsigned long __percpu *refcnt;
+
+static inline void pcpu_refcnt(void)
+{
+	this_cpu_inc(*READ_ONCE(refcnt));
+	this_cpu_dec(*READ_ONCE(refcnt));
+}
+
 static inline void rcu_lock_unlock(void)
 {
 	rcu_read_lock();
@@ -121,6 +130,47 @@ static inline void c_batch(void)
 		percpu_ref_put_many(&object.ref, 32);
 }
 
+/* Work of the caller between a get and a put, in memory of its own: a packet's header, perhaps. */
+noinline void percpu_ref_bench_work(void)
+{
+	u64 header[8];
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(header); i++)
+		header[i] = i * 31;
+	barrier_data(header);
+}
+
+static inline void c_get_work_put(void)
+{
+	bool got = percpu_ref_tryget(&object.ref);
+
+	percpu_ref_bench_work();
+	if (got)
+		percpu_ref_put(&object.ref);
+}
+
+static inline void this_cpu_work(void)
+{
+	this_cpu_inc(counter);
+	percpu_ref_bench_work();
+	this_cpu_dec(counter);
+}
+
+/* Where references got on one CPU wait to be put on another. */
+static struct c_object *passed;
+
+static inline void c_get_pass_put(void)
+{
+	struct c_object *found;
+
+	if (!percpu_ref_tryget(&object.ref))
+		return;
+	found = xchg(&passed, &object);
+	if (found)
+		percpu_ref_put(&found->ref);
+}
+
 static inline void refcount_put(void)
 {
 	/* As drivers have it; it is not the last one. */
@@ -138,6 +188,23 @@ static inline void refcount_get_put(void)
 {
 	refcount_inc(&shared.ref);
 	refcount_put();
+}
+
+static inline void refcount_get_work_put(void)
+{
+	bool got = refcount_inc_not_zero(&shared.ref);
+
+	percpu_ref_bench_work();
+	if (got)
+		refcount_put();
+}
+
+static struct c_shared *passed_shared;
+
+static inline void refcount_get_pass_put(void)
+{
+	if (refcount_inc_not_zero(&shared.ref) && xchg(&passed_shared, &shared))
+		refcount_put();
 }
 
 struct c_object *percpu_ref_bench_c_new(void)
@@ -189,6 +256,7 @@ noinline void percpu_ref_bench_##once(const void *unused, unsigned long n)	\
 
 LOOP(c_empty)
 LOOP(this_cpu)
+LOOP(pcpu_refcnt)
 LOOP(rcu_lock_unlock)
 LOOP(c_try_get_put)
 LOOP(c_try_get_live_put)
@@ -196,6 +264,11 @@ LOOP(c_lookup_put)
 LOOP(c_replace_free)
 LOOP(c_get_put)
 LOOP(c_batch)
+LOOP(c_get_work_put)
+LOOP(c_get_pass_put)
+LOOP(refcount_get_work_put)
+LOOP(refcount_get_pass_put)
+LOOP(this_cpu_work)
 LOOP(refcount_try_get_put)
 LOOP(refcount_get_put)
 LOOP(c_init_free)
@@ -218,6 +291,9 @@ u64 percpu_ref_bench_c_kill(struct c_object **objects, unsigned int n)
 
 int percpu_ref_bench_init(void)
 {
+	refcnt = alloc_percpu(unsigned long);
+	if (!refcnt)
+		return -ENOMEM;
 	refcount_set(&shared.ref, 1);
 	RCU_INIT_POINTER(place, &object);
 	return percpu_ref_init(&object.ref, released, 0, GFP_KERNEL);
@@ -226,6 +302,9 @@ int percpu_ref_bench_init(void)
 void percpu_ref_bench_exit(void)
 {
 	kfree(rcu_replace_pointer(settings, NULL, true));
+	free_percpu(refcnt);
+	passed = NULL;
+	passed_shared = NULL;
 	percpu_ref_exit(&object.ref);
 }
 

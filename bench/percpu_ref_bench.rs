@@ -20,9 +20,11 @@
 //! cycles of each loop are counted with interrupts disabled, and compared with a loop of known
 //! length. The numbers are thousandths of instructions, and the same in every run.
 
+use core::mem::MaybeUninit;
 use kernel::sync::percpu_ref::{
     Counted,
     PercpuRef,
+    PercpuRefGuard,
     RcuPercpuRef,
     UniquePercpuRef, //
 };
@@ -41,6 +43,7 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Full,
             Relaxed,
             Release, //
         },
@@ -50,7 +53,10 @@ use kernel::{
         delay::fsleep,
         Delta, //
     },
-    types::Opaque,
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
 };
 
 #[path = "../tests/cases/kthread.rs"]
@@ -107,13 +113,35 @@ fn now() -> i64 {
     unsafe { bindings::ktime_get() }
 }
 
+/// The same, with an end that waits for RCU Tasks.
+struct TasksPayload(#[allow(dead_code)] Payload); // For its size.
+
+impl Counted for TasksPayload {
+    const RCU_TASKS: bool = true;
+
+    fn release(&self) {
+        self.0.release();
+    }
+}
+
+impl From<Payload> for TasksPayload {
+    fn from(payload: Payload) -> Self {
+        Self(payload)
+    }
+}
+
 /// Where the lookups find their object, and what is replaced as a whole. C's are statics, too.
 static PLACE: RcuPercpuRef<Payload> = RcuPercpuRef::empty();
+static TASKS_PLACE: RcuPercpuRef<TasksPayload> = RcuPercpuRef::empty();
+/// Where references got on one CPU wait to be put on another.
+static PASSED: Atomic<*mut c_void> = Atomic::new(core::ptr::null_mut());
+static TASKS_PASSED: Atomic<*mut c_void> = Atomic::new(core::ptr::null_mut());
 static SETTINGS: RcuCell<Payload> = RcuCell::empty();
 
 /// What the other loops are about; those in C have their own.
 struct Subjects {
     ours: PercpuRef<Payload>,
+    tasks: PercpuRef<TasksPayload>,
     arc: Arc<Payload>,
     revocable: Pin<KBox<Revocable<Payload>>>,
     wrapper: Pin<KBox<Wrapper<Payload>>>,
@@ -124,6 +152,7 @@ impl Subjects {
     fn new() -> Result<Self> {
         Ok(Self {
             ours: new_object()?,
+            tasks: new_object()?,
             arc: Arc::new(Payload([7; 2]), GFP_KERNEL)?,
             revocable: KBox::pin_init(Revocable::new(Payload([7; 2])), GFP_KERNEL)?,
             wrapper: KBox::pin_init(Wrapper::new(Payload([7; 2])), GFP_KERNEL)?,
@@ -132,8 +161,26 @@ impl Subjects {
     }
 }
 
-fn new_object() -> Result<PercpuRef<Payload>> {
-    Ok(UniquePercpuRef::new(Payload([7; 2]), GFP_KERNEL)?.into())
+fn new_object<T: Counted + From<Payload>>() -> Result<PercpuRef<T>> {
+    Ok(UniquePercpuRef::new(T::from(Payload([7; 2])), GFP_KERNEL)?.into())
+}
+
+/// Work of the caller between a get and a put, as in the loops in C.
+#[inline(always)]
+fn work() {
+    // SAFETY: The function has no requirements.
+    unsafe { percpu_ref_bench_work() };
+}
+
+/// Leaves a reference for another CPU to put, and puts the one that was left.
+#[inline(always)]
+fn pass<T: Counted>(passed: &Atomic<*mut c_void>, guard: PercpuRefGuard<T>) {
+    // `Full`: what is found was left by the same operation.
+    let found = passed.xchg(guard.into_foreign(), Full);
+    if !found.is_null() {
+        // SAFETY: `into_foreign()` of such a guard returned it, and it is taken once.
+        drop(unsafe { PercpuRefGuard::<T>::from_foreign(found) });
+    }
 }
 
 /// An abstraction of C's `percpu_ref`: an object that is counted by one.
@@ -243,6 +290,35 @@ loops! {
     try_get_put(subjects) { drop(subjects.ours.try_get()) }
     try_get_live_put(subjects) { drop(subjects.ours.try_get_live()) }
     lookup_put(_subjects) { drop(PLACE.try_get_live()) }
+    tasks_try_get_put(subjects) { drop(subjects.tasks.try_get()) }
+    tasks_try_get_live_put(subjects) { drop(subjects.tasks.try_get_live()) }
+    tasks_lookup_put(_subjects) { drop(TASKS_PLACE.try_get_live()) }
+    tasks_batch(subjects) { drop(subjects.tasks.try_get_many(32)) }
+    get_work_put(subjects) {
+        let guard = subjects.ours.try_get();
+        work();
+        drop(guard);
+    }
+    tasks_get_work_put(subjects) {
+        let guard = subjects.tasks.try_get();
+        work();
+        drop(guard);
+    }
+    arc_get_work_put(subjects) {
+        let clone = subjects.arc.clone();
+        work();
+        drop(clone);
+    }
+    get_pass_put(subjects) {
+        if let Some(guard) = subjects.ours.try_get() {
+            pass(&PASSED, guard);
+        }
+    }
+    tasks_get_pass_put(subjects) {
+        if let Some(guard) = subjects.tasks.try_get() {
+            pass(&TASKS_PASSED, guard);
+        }
+    }
     replace_free(_subjects) {
         if let Ok(new) = RcuBox::new(Payload([7; 2]), GFP_KERNEL) {
             drop(SETTINGS.replace(Some(new)));
@@ -254,6 +330,9 @@ loops! {
     wrapper_try_get_put(subjects) { drop(subjects.wrapper.try_get()) }
     wrapper_try_get_live_put(subjects) { drop(subjects.wrapper.try_get_live()) }
     init_free(_subjects) { drop(UniquePercpuRef::new(Payload([7; 2]), GFP_KERNEL)) }
+    tasks_init_free(_subjects) {
+        drop(UniquePercpuRef::new(TasksPayload(Payload([7; 2])), GFP_KERNEL))
+    }
     arc_init_free(_subjects) { drop(Arc::new(Payload([7; 2]), GFP_KERNEL)) }
 }
 
@@ -261,6 +340,17 @@ unsafe extern "C" fn clone_drop(subjects: *const c_void, n: usize) {
     // SAFETY: As the type `Loop` says.
     let subjects = unsafe { &*subjects.cast::<Subjects>() };
     let Some(guard) = subjects.ours.try_get() else {
+        return;
+    };
+    for _ in 0..n {
+        drop(guard.clone());
+    }
+}
+
+unsafe extern "C" fn tasks_clone_drop(subjects: *const c_void, n: usize) {
+    // SAFETY: As the type `Loop` says.
+    let subjects = unsafe { &*subjects.cast::<Subjects>() };
+    let Some(guard) = subjects.tasks.try_get() else {
         return;
     };
     for _ in 0..n {
@@ -286,9 +376,18 @@ extern "C" fn rust_percpu_ref_bench_pair(reference: &PercpuRef<Payload>) {
     drop(reference.try_get());
 }
 
+/// The same, of an object whose end waits for RCU Tasks.
+#[no_mangle]
+#[inline(never)]
+extern "C" fn rust_percpu_ref_bench_tasks_pair(reference: &PercpuRef<TasksPayload>) {
+    drop(reference.try_get());
+}
+
 extern "C" {
     fn percpu_ref_bench_c_empty(_: *const c_void, n: usize);
+    fn percpu_ref_bench_work();
     fn percpu_ref_bench_this_cpu(_: *const c_void, n: usize);
+    fn percpu_ref_bench_pcpu_refcnt(_: *const c_void, n: usize);
     fn percpu_ref_bench_rcu_lock_unlock(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_try_get_put(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_try_get_live_put(_: *const c_void, n: usize);
@@ -296,6 +395,11 @@ extern "C" {
     fn percpu_ref_bench_c_replace_free(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_get_put(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_batch(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_get_work_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_c_get_pass_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_refcount_get_work_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_refcount_get_pass_put(_: *const c_void, n: usize);
+    fn percpu_ref_bench_this_cpu_work(_: *const c_void, n: usize);
     fn percpu_ref_bench_c_init_free(_: *const c_void, n: usize);
     fn percpu_ref_bench_refcount_try_get_put(_: *const c_void, n: usize);
     fn percpu_ref_bench_refcount_get_put(_: *const c_void, n: usize);
@@ -321,6 +425,56 @@ type Peer = (&'static str, Loop);
 /// The empty loops, in C and in Rust, come first.
 const EMPTY: [Peer; 2] = [("empty", percpu_ref_bench_c_empty), ("empty", empty)];
 
+/// A loop, for `bench/silicon.c`, which runs it in user space.
+#[repr(C)]
+struct SiliconLoop {
+    op: [u8; 32],
+    implementation: [u8; 32],
+    run: Loop,
+    /// The index of the empty loop to be subtracted.
+    empty: usize,
+}
+
+fn padded(name: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (to, &from) in bytes[..31].iter_mut().zip(name.as_bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+/// Makes the subjects in the process that this was linked into, and returns their address.
+#[no_mangle]
+extern "C" fn rust_percpu_ref_bench_silicon() -> *const c_void {
+    let make = || {
+        core::mem::forget((CSide::new()?, Places::new()?));
+        Ok::<_, Error>(KBox::into_raw(KBox::new(Subjects::new()?, GFP_KERNEL)?).cast())
+    };
+    make().unwrap_or(core::ptr::null_mut::<c_void>())
+}
+
+/// Returns the loop `peer` of the operation `op`, if there is one; the first two are empty.
+#[no_mangle]
+extern "C" fn rust_percpu_ref_bench_silicon_loop(
+    op: usize,
+    peer: usize,
+    found: &mut MaybeUninit<SiliconLoop>,
+) -> bool {
+    let Some(op) = OPS.iter().filter(|op| op.is_hot).nth(op) else {
+        return false;
+    };
+    let Some((_, &(name, run), empty)) = op.loops().nth(peer) else {
+        return false;
+    };
+    found.write(SiliconLoop {
+        op: padded(op.name),
+        implementation: padded(name),
+        run,
+        empty,
+    });
+    true
+}
+
 /// An operation and its implementations. The last `in_rust` of them are in Rust.
 struct Op {
     name: &'static str,
@@ -339,13 +493,15 @@ const OPS: &[Op] = &[
             ("c_percpu_ref", percpu_ref_bench_c_try_get_put),
             ("refcount_t", percpu_ref_bench_refcount_try_get_put),
             ("this_cpu", percpu_ref_bench_this_cpu),
+            ("pcpu_refcnt", percpu_ref_bench_pcpu_refcnt),
             ("rcu_read_lock", percpu_ref_bench_rcu_lock_unlock),
             ("rust_percpu_ref", try_get_put),
+            ("rust_rcu_tasks", tasks_try_get_put),
             ("c_wrapper", wrapper_try_get_put),
             ("arc", arc_clone_drop),
             ("revocable", revocable_access),
         ],
-        in_rust: 4,
+        in_rust: 5,
         times: 50_000,
         is_hot: true,
     },
@@ -355,10 +511,11 @@ const OPS: &[Op] = &[
             ("c_percpu_ref", percpu_ref_bench_c_get_put),
             ("refcount_t", percpu_ref_bench_refcount_get_put),
             ("rust_percpu_ref", clone_drop),
+            ("rust_rcu_tasks", tasks_clone_drop),
             ("c_wrapper", wrapper_clone_drop),
             ("arc", arc_clone_drop),
         ],
-        in_rust: 3,
+        in_rust: 4,
         times: 50_000,
         is_hot: true,
     },
@@ -367,9 +524,10 @@ const OPS: &[Op] = &[
         peers: &[
             ("c_percpu_ref", percpu_ref_bench_c_try_get_live_put),
             ("rust_percpu_ref", try_get_live_put),
+            ("rust_rcu_tasks", tasks_try_get_live_put),
             ("c_wrapper", wrapper_try_get_live_put),
         ],
-        in_rust: 2,
+        in_rust: 3,
         times: 50_000,
         is_hot: true,
     },
@@ -378,8 +536,9 @@ const OPS: &[Op] = &[
         peers: &[
             ("c_percpu_ref", percpu_ref_bench_c_batch),
             ("rust_percpu_ref", batch),
+            ("rust_rcu_tasks", tasks_batch),
         ],
-        in_rust: 1,
+        in_rust: 2,
         times: 50_000,
         is_hot: true,
     },
@@ -388,8 +547,35 @@ const OPS: &[Op] = &[
         peers: &[
             ("c_percpu_ref", percpu_ref_bench_c_lookup_put),
             ("rust_percpu_ref", lookup_put),
+            ("rust_rcu_tasks", tasks_lookup_put),
         ],
-        in_rust: 1,
+        in_rust: 2,
+        times: 50_000,
+        is_hot: true,
+    },
+    Op {
+        name: "get_work_put",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_get_work_put),
+            ("refcount_t", percpu_ref_bench_refcount_get_work_put),
+            ("this_cpu", percpu_ref_bench_this_cpu_work),
+            ("rust_percpu_ref", get_work_put),
+            ("rust_rcu_tasks", tasks_get_work_put),
+            ("arc", arc_get_work_put),
+        ],
+        in_rust: 3,
+        times: 50_000,
+        is_hot: true,
+    },
+    Op {
+        name: "get_pass_put",
+        peers: &[
+            ("c_percpu_ref", percpu_ref_bench_c_get_pass_put),
+            ("refcount_t", percpu_ref_bench_refcount_get_pass_put),
+            ("rust_percpu_ref", get_pass_put),
+            ("rust_rcu_tasks", tasks_get_pass_put),
+        ],
+        in_rust: 2,
         times: 50_000,
         is_hot: true,
     },
@@ -409,9 +595,10 @@ const OPS: &[Op] = &[
             ("c_percpu_ref", percpu_ref_bench_c_init_free),
             ("refcount_t", percpu_ref_bench_refcount_init_free),
             ("rust_percpu_ref", init_free),
+            ("rust_rcu_tasks", tasks_init_free),
             ("arc", arc_init_free),
         ],
-        in_rust: 2,
+        in_rust: 3,
         times: 500,
         is_hot: false,
     },
@@ -564,7 +751,7 @@ fn report(op: &str, name: &str, cpus: u32, picoseconds: &[i64]) {
 }
 
 /// Kills the objects, and returns the nanoseconds until all are released.
-fn kill(objects: &[PercpuRef<Payload>]) -> i64 {
+fn kill<T: Counted>(objects: &[PercpuRef<T>]) -> i64 {
     LEFT.store(objects.len(), Relaxed);
     let start = now();
     for object in objects {
@@ -577,39 +764,54 @@ fn kill(objects: &[PercpuRef<Payload>]) -> i64 {
 }
 
 fn measure_kills(op: &str, objects: usize, rounds: usize) -> Result {
-    let mut samples = [KVec::new(), KVec::new()];
+    let names = ["rust_percpu_ref", "c_percpu_ref", "rust_rcu_tasks"];
+    let mut samples = [KVec::new(), KVec::new(), KVec::new()];
     for round in 0..=rounds {
-        for turn in [round % 2, 1 - round % 2] {
-            let time = if turn == 0 {
-                let mut all = KVVec::with_capacity(objects, GFP_KERNEL)?;
-                while all.len() < objects {
-                    all.push(new_object()?, GFP_KERNEL)?;
-                }
-                rcu::rcu_barrier();
-                kill(&all)
-            } else {
-                let mut all = KVVec::with_capacity(objects, GFP_KERNEL)?;
-                while all.len() < objects {
-                    all.push(CObject::new()?, GFP_KERNEL)?;
-                }
-                rcu::rcu_barrier();
-                // SAFETY: A `CObject` is a pointer to an object, which is killed once. What is
-                // killed may not be freed before its callback is over.
-                let time =
-                    unsafe { percpu_ref_bench_c_kill(all.as_ptr().cast(), objects as c_uint) };
-                rcu::rcu_barrier();
-                time as i64
+        for turn in 0..names.len() {
+            // RCU Tasks takes long, so it is asked less often.
+            let turn = (round + turn) % names.len();
+            if turn == 2 && round > 10 {
+                continue;
+            }
+            let time = match turn {
+                0 => measure_kill::<Payload>(objects)?,
+                1 => measure_kill_in_c(objects)?,
+                _ => measure_kill::<TasksPayload>(objects)?,
             };
+            // What is left of the last ones is not to be paid for by the next ones.
+            rcu::rcu_barrier();
             if round > 0 {
                 samples[turn].push(time * 1000, GFP_KERNEL)?;
             }
         }
     }
-    for (times, name) in samples.iter_mut().zip(["rust_percpu_ref", "c_percpu_ref"]) {
+    for (times, name) in samples.iter_mut().zip(names) {
         sort(times);
         report(op, name, 1, times);
     }
     Ok(())
+}
+
+fn measure_kill<T: Counted + From<Payload>>(objects: usize) -> Result<i64> {
+    let mut all = KVVec::with_capacity(objects, GFP_KERNEL)?;
+    while all.len() < objects {
+        all.push(new_object::<T>()?, GFP_KERNEL)?;
+    }
+    rcu::rcu_barrier();
+    Ok(kill(&all))
+}
+
+fn measure_kill_in_c(objects: usize) -> Result<i64> {
+    let mut all = KVVec::with_capacity(objects, GFP_KERNEL)?;
+    while all.len() < objects {
+        all.push(CObject::new()?, GFP_KERNEL)?;
+    }
+    rcu::rcu_barrier();
+    // SAFETY: A `CObject` is a pointer to an object, which is killed once. What is killed may not
+    // be freed before its callback is over.
+    let time = unsafe { percpu_ref_bench_c_kill(all.as_ptr().cast(), objects as c_uint) };
+    rcu::rcu_barrier();
+    Ok(time as i64)
 }
 
 /// An object with a `percpu_ref` of C.
@@ -729,12 +931,22 @@ impl Drop for CSide {
     }
 }
 
+/// Puts what was passed last.
+fn drop_passed<T: Counted>(passed: &Atomic<*mut c_void>) {
+    let found = passed.xchg(core::ptr::null_mut(), Full);
+    if !found.is_null() {
+        // SAFETY: `into_foreign()` of such a guard returned it, and it is taken once.
+        drop(unsafe { PercpuRefGuard::<T>::from_foreign(found) });
+    }
+}
+
 /// What is in the statics, as long as this is.
 struct Places;
 
 impl Places {
     fn new() -> Result<Self> {
         PLACE.replace(Some(new_object()?));
+        TASKS_PLACE.replace(Some(new_object()?));
         Ok(Self)
     }
 }
@@ -742,6 +954,13 @@ impl Places {
 impl Drop for Places {
     fn drop(&mut self) {
         drop(PLACE.replace(None));
+        drop(TASKS_PLACE.replace(None));
+        for (passed, drop_passed) in [
+            (&PASSED, drop_passed::<Payload> as fn(_)),
+            (&TASKS_PASSED, drop_passed::<TasksPayload>),
+        ] {
+            drop_passed(passed);
+        }
         drop(SETTINGS.take());
     }
 }
@@ -781,6 +1000,7 @@ impl kernel::Module for Bench {
             }
             measure_kills("kill_release", 1, rounds * 10)?;
             measure_kills("kill_release_1000", 1000, rounds)?;
+            measure_kills("kill_release_100000", 100_000, rounds.min(11))?;
         }
         pr_info!("done\n");
         Ok(Self { _held: hold(0, 0)? })

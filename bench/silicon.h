@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What silicon.c finds in the kernel's objects, and in their linker script.
+ */
+
+#ifndef _PERCPU_REF_BENCH_SILICON_H
+#define _PERCPU_REF_BENCH_SILICON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* A loop of the benchmark, in percpu_ref_bench.rs. */
+struct loop {
+	char op[32];
+	char impl[32];
+	void (*run)(const void *subjects, unsigned long n);
+	size_t empty;
+};
+
+const void *rust_percpu_ref_bench_silicon(void);
+bool rust_percpu_ref_bench_silicon_loop(size_t op, size_t peer, struct loop *found);
+
+/* In silicon.c. */
+extern char safe_return[], dynamic[], dynamic_end[];
+extern unsigned long this_cpu_off;
+extern void *const_current_task;
+
+/* In silicon.ld, and the linker's own. */
+extern char __executable_start[], etext[];
+extern char percpu_start[], percpu_end[];
+extern int return_sites[], return_sites_end[];
+extern unsigned long mcount_loc[], mcount_loc_end[];
+
+#endif /* _PERCPU_REF_BENCH_SILICON_H */
