@@ -206,20 +206,21 @@ fn each_end_waits(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Result<O
     on_cpu(here, move || each_end_waits_here(run, is_task))?
 }
 
+fn kill(thing: &PercpuRef<TasksThing>) -> Result {
+    check!(kill_checked(thing));
+    Ok(())
+}
+
 fn each_end_waits_here(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Result<Outcome> {
     let (thing, events) = shared()?;
     let thing = Arc::new(thing, GFP_KERNEL)?;
     let used = thing.clone();
     let user = move || run(&mut || get(&used).map_or((), put));
-    let kill = move || {
-        check!(kill_checked(&thing));
-        Ok(())
-    };
     if !end_waits(
         (get as *const c_void, Place::Increment),
         &events,
         user,
-        kill,
+        || kill(&thing),
         is_task,
     )? {
         return NO_WINDOW;
@@ -228,15 +229,11 @@ fn each_end_waits_here(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Res
     let (thing, events) = shared()?;
     let mut guard = thing.try_get();
     let user = move || run(&mut || guard.take().map_or((), put));
-    let kill = move || {
-        check!(kill_checked(&thing));
-        Ok(())
-    };
     end_waits(
         (put as *const c_void, Place::Decrement),
         &events,
         user,
-        kill,
+        || kill(&thing),
         is_task,
     )?;
 
@@ -244,16 +241,11 @@ fn each_end_waits_here(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Res
     let place = Arc::new(RcuPercpuRef::from(thing), GFP_KERNEL)?;
     let used = place.clone();
     let user = move || run(&mut || find(&used).map_or((), put));
-    let kill = move || {
-        let thing = place.replace(None).ok_or(EIO)?;
-        check!(kill_checked(&thing));
-        Ok(())
-    };
     end_waits(
         (find as *const c_void, Place::Increment),
         &events,
         user,
-        kill,
+        || kill(&place.replace(None).ok_or(EIO)?),
         is_task,
     )?;
     Ok(Passed)

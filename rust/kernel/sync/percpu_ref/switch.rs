@@ -56,9 +56,8 @@
 //! after the beginning of the respective grace period sees the flag: RCU Tasks begins with a
 //! `synchronize_rcu()` before its scan (`rcu_tasks_pregp_step()`). What else RCU Tasks takes for
 //! quiescent, a tick in user space, a guest, and points between softirqs, lies in no section. On
-//! arm64, a task that was migrated between
-//! finding the counter and changing it changes that of another CPU, by an instruction or a loop
-//! that is atomic for all CPUs, and the sum is the same.
+//! arm64, a task that was migrated between finding the counter and changing it changes that of
+//! another CPU, by an instruction or a loop that is atomic for all CPUs, and the sum is the same.
 //!
 //! # The end of a transition
 //!
@@ -805,27 +804,27 @@ impl Callback {
             }
         }
 
-        if at_once {
-            // If there are references left, the object may be gone.
-            if value::put_initial(value::add_counters(global, percpu, closing)) == 0 {
-                // SAFETY: The count just fell to zero, by our put.
-                unsafe { Count::release(this) };
-            }
-        } else if !is_reinit {
-            // SAFETY: The reference is closed, and our initial reference keeps the object alive.
-            unsafe { Count::confirm(this) };
-            let old = update(atomic, value::put_initial);
-            if value::put_initial(old) == 0 {
-                // SAFETY: The count just fell to zero, by our put.
-                unsafe { Count::release(this) };
-            }
-        } else {
+        if is_reinit {
             // SAFETY: By the type invariant, the object is alive until `finish()`, and we own
             // `BUSY`.
             unsafe {
                 Count::notify(this);
                 Count::finish(this, closing);
             }
+            return;
+        }
+        // The value that the initial reference was put from.
+        let closed = if at_once {
+            value::add_counters(global, percpu, closing)
+        } else {
+            // SAFETY: The reference is closed, and our initial reference keeps the object alive.
+            unsafe { Count::confirm(this) };
+            update(atomic, value::put_initial)
+        };
+        // If there are references left, the object may be gone.
+        if value::put_initial(closed) == 0 {
+            // SAFETY: The count just fell to zero, by our put.
+            unsafe { Count::release(this) };
         }
     }
 }
