@@ -174,7 +174,8 @@ struct List(Atomic<*mut Class>);
 
 /// The lists of classes, each of the types whose operations have the same hash. With a thousand
 /// types, the one of a new object is still found at once.
-static LISTS: [List; 1 << LIST_BITS] = [const { List(Atomic::new(ptr::null_mut())) }; _];
+static LISTS: [List; 1 << LIST_BITS] =
+    [const { List(Atomic::new(ptr::null_mut())) }; 1 << LIST_BITS];
 const LIST_BITS: u32 = 7;
 
 /// Returns the list that has the class of `ops`, if there is one.
