@@ -75,12 +75,12 @@ use crate::{
         atomic::{
             Acquire,
             Atomic,
-            AtomicType,
             Full,
             Relaxed, //
         },
         rcu::{
             self,
+            arch::read_once,
             impl_rcu_pointer,
             RcuHead,
             RcuPointer, //
@@ -953,16 +953,6 @@ fn assert_rcu_is_watching() {
             warn_on!(true);
         }
     }
-}
-
-/// Loads a value as `load(Relaxed)` does, but inlined into the caller, which `load()` is not
-/// without `CONFIG_RUST_INLINE_HELPERS`: it is a call in each get and put then.
-#[doc(alias = "READ_ONCE")]
-#[inline(always)]
-pub(super) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
-    // SAFETY: The variable is valid. Other CPUs change it by atomic operations, with which a
-    // volatile load can race by the kernel's memory model.
-    unsafe { from.as_ptr().read_volatile() }
 }
 
 /// What a get or put is in from before it reads the word until it has counted.

@@ -1,14 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `smp_load_acquire()` and `smp_store_release()` of a pointer, inlined into the caller on x86-64
-//! and arm64.
+//! Loads and stores that are inlined into the caller.
 //!
-//! Without `CONFIG_RUST_INLINE_HELPERS`, [`Atomic::load`] is a call, in each lookup. Other
-//! architectures use it.
+//! Without `CONFIG_RUST_INLINE_HELPERS`, [`Atomic::load`] is a call, in each get, put and lookup.
 
-use crate::sync::atomic::Atomic;
+use crate::sync::atomic::{
+    Atomic,
+    AtomicType, //
+};
 
-/// Loads a pointer that was published with `Full` ordering, as `load(Acquire)` does.
+/// Loads a value as `load(Relaxed)` does.
+#[doc(alias = "READ_ONCE")]
+#[inline(always)]
+pub(crate) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
+    // SAFETY: The variable is valid. Other CPUs change it by atomic operations, with which a
+    // volatile load can race by the kernel's memory model.
+    unsafe { from.as_ptr().read_volatile() }
+}
+
+/// Loads a pointer that was published with `Full` ordering, as `load(Acquire)` does. On other
+/// architectures than x86-64 and arm64 that is what it calls.
 ///
 /// C's `rcu_dereference()` orders only what is reached through the pointer. That is not enough for
 /// safe code, which may read any memory that the publishing thread has written before, for example

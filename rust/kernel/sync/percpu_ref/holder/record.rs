@@ -47,15 +47,15 @@ use crate::{
             Release, //
         },
         percpu_ref::{
-            count::{
-                read_once,
-                Count, //
-            },
+            count::Count,
             unload::Class, //
         },
         rcu::{
             self,
-            arch::store_release,
+            arch::{
+                read_once,
+                store_release, //
+            },
             unload::ModuleMemory, //
         }, //
     }, //

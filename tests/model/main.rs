@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All interleavings of a few threads that use the library, by `loom`: see scripts/model.
+
+#![allow(dead_code, unused_imports)]
+#![feature(generic_arg_infer)]
+
+pub use kernel::*;
+
+// A copy of `rust/kernel`, with another `rcu/arch.rs`, and without the listing.
+#[path = "../../build/model/kernel"]
+mod library {
+    pub mod percpu;
+    pub mod preempt;
+
+    pub mod sync {
+        pub use kernel::sync::*;
+
+        pub mod percpu_ref;
+
+        pub mod rcu {
+            pub use kernel::sync::rcu::*;
+
+            pub(crate) mod arch;
+            mod boxed;
+            mod callback;
+            mod cell;
+            pub mod unload;
+
+            pub use boxed::{RcuAllocator, RcuBox};
+            pub(crate) use callback::impl_rcu_pointer;
+            pub use callback::{
+                call, call_hurry, call_tasks, RcuCallback, RcuCallbackBox, RcuHead, RcuPointer,
+            };
+            pub use cell::RcuCell;
+        }
+    }
+}
+
+pub use library::{
+    percpu, preempt,
+    sync::{self, rcu},
+};
+
+mod scenarios;
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    time::Instant,
+};
+
+static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// With the name of a scenario: explores it, and says how. Without: lists the names.
+fn main() {
+    let Some(name) = std::env::args().nth(1) else {
+        scenarios::ALL.iter().for_each(|scenario| println!("{}", scenario.name));
+        return;
+    };
+    let scenario = scenarios::ALL
+        .iter()
+        .find(|scenario| scenario.name == name)
+        .unwrap_or_else(|| panic!("there is no scenario {name}"));
+    let start = Instant::now();
+
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = scenario.preemptions;
+    builder.max_branches = 20_000;
+    builder.check(move || {
+        EXECUTIONS.fetch_add(1, SeqCst);
+        scenarios::clear();
+        (scenario.check)(world::run(scenario.atomics, scenario.setup));
+    });
+    println!(
+        "{} executions, {}, {} s",
+        EXECUTIONS.load(SeqCst),
+        match scenario.preemptions {
+            Some(n) => format!("all with at most {n} preemptions"),
+            None => "all".into(),
+        },
+        start.elapsed().as_secs()
+    );
+}

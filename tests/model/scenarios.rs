@@ -1,0 +1,631 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the threads do, and what must be so in each order of their steps.
+//!
+//! What holds for all: memory is not used after it was freed, and is freed once; an access to a counter
+//! is ordered after those before it; nothing sleeps in a critical section; no thread waits for ever;
+//! the library does not warn; and when all threads have ended, what is left in memory are the classes.
+//! `world.rs` finds these.
+
+use crate::{
+    bindings,
+    prelude::*,
+    rcu::{self, RcuBox, RcuCallback, RcuCallbackBox, RcuCell},
+    sync::{
+        atomic::{Acquire, Atomic, Relaxed, Release},
+        percpu_ref::{unload, Counted, PercpuRef, PercpuRefGuard, RcuPercpuRef, Reinit, UniquePercpuRef},
+    },
+    time::Delta,
+    world::Actor,
+};
+use loom::sync::Arc;
+use std::{
+    boxed::Box,
+    sync::{
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst},
+        Mutex,
+    },
+};
+
+/// What was called so far in an execution. `loom` runs one thread at a time, so this is what was
+/// called before in time, without any order of memory.
+#[derive(Default)]
+pub struct Seen {
+    releases: AtomicUsize,
+    drops: AtomicUsize,
+    confirmed: AtomicUsize,
+    switched: AtomicUsize,
+    /// The module has gone.
+    is_gone: AtomicBool,
+    /// The next release is to bring the object back to life by this handle, and kill it again.
+    revive: AtomicUsize,
+}
+
+static SEEN: Seen = Seen {
+    releases: AtomicUsize::new(0),
+    drops: AtomicUsize::new(0),
+    confirmed: AtomicUsize::new(0),
+    switched: AtomicUsize::new(0),
+    is_gone: AtomicBool::new(false),
+    revive: AtomicUsize::new(0),
+};
+
+impl Seen {
+    pub fn clear(&self) {
+        for counter in [&self.releases, &self.drops, &self.confirmed, &self.switched, &self.revive] {
+            counter.store(0, SeqCst);
+        }
+        self.is_gone.store(false, SeqCst);
+    }
+}
+
+pub fn clear() {
+    SEEN.clear();
+}
+
+fn expect(what: &AtomicUsize, n: usize) {
+    assert_eq!(what.load(SeqCst), n);
+}
+
+/// Set when a confirmation is called, with `Release`.
+static CONFIRMED: Atomic<u32> = Atomic::new(0);
+
+const ALIVE: u32 = 0x600d;
+
+/// What is counted.
+struct Thing<const MAY_SLEEP: bool = false>(AtomicU32);
+
+impl<const MAY_SLEEP: bool> Thing<MAY_SLEEP> {
+    fn new() -> Self {
+        Self(AtomicU32::new(ALIVE))
+    }
+
+    fn check(&self) {
+        assert_eq!(self.0.load(SeqCst), ALIVE, "the object is used after it was dropped");
+    }
+
+    fn called(&self) {
+        self.check();
+        assert!(!SEEN.is_gone.load(SeqCst), "a module that has gone is called");
+    }
+}
+
+impl<const MAY_SLEEP: bool> Counted for Thing<MAY_SLEEP> {
+    const MAY_SLEEP: bool = MAY_SLEEP;
+
+    fn release(&self) {
+        self.called();
+        SEEN.releases.fetch_add(1, SeqCst);
+        let handle = SEEN.revive.swap(0, SeqCst) as *const PercpuRef<Thing, Reinit>;
+        // SAFETY: The scenario keeps the handle until the release has returned.
+        if let Some(handle) = unsafe { handle.as_ref() } {
+            handle.resurrect().unwrap();
+            handle.try_get_live().unwrap().check();
+            assert!(handle.kill());
+        }
+    }
+
+    fn confirmed(&self) {
+        self.called();
+        SEEN.confirmed.fetch_add(1, SeqCst);
+        CONFIRMED.store(1, Release);
+    }
+
+    fn switched(&self) {
+        self.called();
+        SEEN.switched.fetch_add(1, SeqCst);
+    }
+}
+
+impl<const MAY_SLEEP: bool> Drop for Thing<MAY_SLEEP> {
+    fn drop(&mut self) {
+        self.called();
+        self.0.store(0, SeqCst);
+        SEEN.drops.fetch_add(1, SeqCst);
+    }
+}
+
+fn once() -> PercpuRef<Thing> {
+    UniquePercpuRef::new(Thing::new(), GFP_KERNEL).unwrap().into()
+}
+
+fn reinit() -> PercpuRef<Thing, Reinit> {
+    UniquePercpuRef::new_reinit(Thing::new(), GFP_KERNEL).unwrap().into()
+}
+
+fn atomic() -> PercpuRef<Thing, Reinit> {
+    UniquePercpuRef::new_atomic(Thing::new(), GFP_KERNEL).unwrap().into()
+}
+
+fn actor(actor: impl FnOnce() + 'static) -> Actor {
+    Box::new(actor)
+}
+
+/// Uses a reference, if there is one.
+fn pass(guard: Option<PercpuRefGuard<Thing>>) {
+    if let Some(guard) = guard {
+        guard.check();
+    }
+}
+
+/// This program, as a module that has all of the library's users.
+fn module() -> *const bindings::module {
+    extern "C" {
+        static __executable_start: u8;
+        static _end: u8;
+    }
+    let start = &raw const __executable_start as usize;
+    let size = &raw const _end as usize - start;
+    let mem = bindings::module_memory { base: start as *mut c_void, size: size as c_uint };
+    Box::leak(Box::new(bindings::module { name: [0; 56], mem: [mem] }))
+}
+
+pub struct Scenario {
+    pub name: &'static str,
+    /// How many atomics the threads use.
+    pub atomics: usize,
+    /// How often threads may be preempted; unbounded if there is none.
+    pub preemptions: Option<usize>,
+    pub setup: fn() -> Vec<Actor>,
+    /// Is given the number of blocks of memory that are left.
+    pub check: fn(usize),
+}
+
+/// After one life of one object.
+fn one_life(left: usize) {
+    expect(&SEEN.releases, 1);
+    expect(&SEEN.drops, 1);
+    assert_eq!(left, 1);
+}
+
+/// After as many lives as there were.
+fn dropped(left: usize) {
+    expect(&SEEN.drops, 1);
+    assert_eq!(left, 1);
+}
+
+const fn scenario(name: &'static str, setup: fn() -> Vec<Actor>, check: fn(usize)) -> Scenario {
+    Scenario { name, atomics: 16, preemptions: None, setup, check }
+}
+
+impl Scenario {
+    const fn at_most(mut self, preemptions: usize) -> Self {
+        self.preemptions = Some(preemptions);
+        self
+    }
+
+    /// It looks at all classes, and at the list of callbacks.
+    const fn unloads(mut self) -> Self {
+        self.atomics = 400;
+        self
+    }
+}
+
+pub static ALL: &[Scenario] = &[
+    scenario("put_against_kill", put_against_kill, one_life),
+    scenario("get_against_kill", get_against_kill, one_life).at_most(4),
+    scenario("live_get_against_confirmation", live_get_against_confirmation, one_life).at_most(3),
+    scenario("live_get_in_atomic_mode", live_get_in_atomic_mode, one_life).at_most(3),
+    scenario("kill_against_switch", kill_against_switch, one_life).at_most(3),
+    scenario("get_against_kill_and_switch", get_against_kill_and_switch, one_life).at_most(2),
+    scenario("get_against_switch_back", get_against_switch_back, one_life).at_most(3),
+    scenario("kill_against_resurrect", kill_against_resurrect, dropped).at_most(2),
+    scenario("confirmation_against_resurrect", confirmation_against_resurrect, confirmed_each_time).at_most(3),
+    scenario("freeze_against_kill", freeze_against_kill, dropped).at_most(2),
+    scenario("freeze_against_freeze", freeze_against_freeze, dropped).at_most(2),
+    scenario("freeze_against_put", freeze_against_put, dropped).at_most(3),
+    scenario("switch_against_switch", switch_against_switch, one_life).at_most(2),
+    scenario("wait_against_put", wait_against_put, one_life).at_most(4),
+    scenario("handle_against_put", handle_against_put, one_life).at_most(4),
+    scenario("lookup_against_replace", lookup_against_replace::<false>, one_life).at_most(4),
+    scenario("lookup_against_replace_reinit", lookup_against_replace::<true>, one_life).at_most(3),
+    scenario("remove_against_remove", remove_against_remove, one_life).at_most(2),
+    scenario("release_revives", release_revives, two_lives).at_most(3),
+    scenario("release_in_thread", release_in_thread, one_life).at_most(3),
+    scenario("last_put_against_unload", last_put_against_unload, unloaded).unloads().at_most(2),
+    scenario("give_up_against_put", give_up_against_put, leaked_or_not).unloads().at_most(2),
+    scenario("new_against_unload", new_against_unload, unloaded_early).unloads().at_most(2),
+    scenario("callback_against_unload", callback_against_unload, callback_ran_or_not).unloads().at_most(2),
+    scenario("cell_against_replace", cell_against_replace, cell_dropped).at_most(4),
+    scenario("revive_at_limit", revive_at_limit, |_| {}).at_most(2),
+];
+
+/// The initial reference and another one, that was got on the CPU of the first and is put on another.
+fn put_against_kill() -> Vec<Actor> {
+    let object = once();
+    let guard = object.try_get().unwrap();
+    vec![
+        actor(move || assert!(object.kill())),
+        actor(move || pass(Some(guard))),
+    ]
+}
+
+fn get_against_kill() -> Vec<Actor> {
+    let object = Arc::new(once());
+    let other = object.clone();
+    vec![
+        actor(move || assert!(object.kill())),
+        actor(move || pass(other.try_get())),
+    ]
+}
+
+/// After the confirmation, no reference is got.
+fn live_get_against_confirmation() -> Vec<Actor> {
+    let object = Arc::new(once());
+    let other = object.clone();
+    vec![
+        actor(move || assert!(object.kill_and_confirm())),
+        actor(move || {
+            let is_confirmed = CONFIRMED.load(Acquire) != 0;
+            let guard = other.try_get_live();
+            assert!(!is_confirmed || guard.is_none());
+            pass(guard);
+        }),
+    ]
+}
+
+fn live_get_in_atomic_mode() -> Vec<Actor> {
+    let object = Arc::new(atomic());
+    let other = object.clone();
+    vec![
+        actor(move || assert!(object.kill_and_confirm())),
+        actor(move || {
+            let is_confirmed = CONFIRMED.load(Acquire) != 0;
+            let guard = other.try_get_live();
+            assert!(!is_confirmed || guard.is_none());
+            pass(guard);
+        }),
+    ]
+}
+
+/// The killer and the callback agree on which of them closes.
+fn kill_against_switch() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let other = object.clone();
+    vec![
+        actor(move || object.switch_to_atomic()),
+        actor(move || assert!(other.kill())),
+    ]
+}
+
+fn get_against_kill_and_switch() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let (second, third) = (object.clone(), object.clone());
+    vec![
+        actor(move || object.switch_to_atomic()),
+        actor(move || assert!(second.kill())),
+        actor(move || pass(third.try_get())),
+    ]
+}
+
+/// A thread that finds the mode finds the counters as the switch has left them.
+fn get_against_switch_back() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let other = object.clone();
+    vec![
+        actor(move || {
+            object.switch_to_atomic_sync();
+            object.switch_to_percpu();
+        }),
+        actor(move || pass(other.try_get())),
+    ]
+}
+
+/// The object dies twice, and lives again in between or not.
+fn kill_against_resurrect() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let other = object.clone();
+    vec![
+        actor(move || {
+            object.kill();
+            let _ = object.resurrect();
+        }),
+        actor(move || {
+            other.kill();
+            pass(other.try_get_live());
+        }),
+    ]
+}
+
+/// The confirmation of a kill comes before the kill is taken back.
+fn confirmation_against_resurrect() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let other = object.clone();
+    vec![
+        actor(move || {
+            let before = SEEN.confirmed.load(SeqCst);
+            if object.kill_and_confirm() && object.resurrect().is_ok() {
+                assert!(SEEN.confirmed.load(SeqCst) > before);
+            }
+        }),
+        actor(move || {
+            let _ = other.resurrect();
+        }),
+    ]
+}
+
+fn confirmed_each_time(left: usize) {
+    expect(&SEEN.confirmed, 1);
+    dropped(left);
+}
+
+fn freeze_against_kill() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let other = object.clone();
+    vec![
+        actor(move || {
+            let frozen = object.freeze();
+            assert!(object.is_zero() && object.try_get_live().is_none());
+            drop(frozen);
+        }),
+        actor(move || {
+            other.kill();
+            let _ = other.resurrect();
+        }),
+    ]
+}
+
+fn freeze_against_freeze() -> Vec<Actor> {
+    let object = Arc::new(atomic());
+    let other = object.clone();
+    let freeze = |object: &PercpuRef<Thing, Reinit>| {
+        let frozen = object.freeze();
+        assert!(object.is_zero() && object.try_get().is_none());
+        drop(frozen);
+    };
+    vec![actor(move || freeze(&object)), actor(move || freeze(&other))]
+}
+
+fn freeze_against_put() -> Vec<Actor> {
+    let object = atomic();
+    let guard = object.try_get().unwrap();
+    vec![
+        actor(move || {
+            let frozen = object.freeze();
+            assert!(object.is_zero());
+            drop(frozen);
+            assert!(object.try_get_live().is_some());
+        }),
+        actor(move || pass(Some(guard))),
+    ]
+}
+
+fn switch_against_switch() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let other = object.clone();
+    vec![
+        actor(move || {
+            object.switch_to_atomic();
+            object.switch_to_percpu();
+        }),
+        actor(move || {
+            other.switch_to_atomic();
+            pass(other.try_get());
+        }),
+    ]
+}
+
+/// No wake-up is lost.
+fn wait_against_put() -> Vec<Actor> {
+    let object = once();
+    let guard = object.try_get().unwrap();
+    vec![
+        actor(move || {
+            assert!(object.kill_and_wait());
+            expect(&SEEN.drops, 1);
+        }),
+        actor(move || pass(Some(guard))),
+    ]
+}
+
+/// Of the last hold and the last reference, either may go first.
+fn handle_against_put() -> Vec<Actor> {
+    let object = atomic();
+    let guard = object.try_get().unwrap();
+    vec![actor(move || drop(object)), actor(move || pass(Some(guard)))]
+}
+
+fn lookup_against_replace<const REINIT: bool>() -> Vec<Actor> {
+    if REINIT {
+        let place = Arc::new(RcuPercpuRef::from(atomic()));
+        let other = place.clone();
+        vec![actor(move || drop(place.replace(None))), actor(move || pass(other.try_get()))]
+    } else {
+        let place = Arc::new(RcuPercpuRef::from(once()));
+        let other = place.clone();
+        vec![actor(move || drop(place.replace(None))), actor(move || pass(other.try_get()))]
+    }
+}
+
+/// When either has returned, the object is gone.
+fn remove_against_remove() -> Vec<Actor> {
+    let place = Arc::new(RcuPercpuRef::from(atomic()));
+    let other = place.clone();
+    let remove = |place: &RcuPercpuRef<Thing, Reinit>| {
+        place.remove();
+        expect(&SEEN.releases, 1);
+    };
+    vec![actor(move || remove(&place)), actor(move || remove(&other))]
+}
+
+/// A life begins and ends inside the release of another.
+fn release_revives() -> Vec<Actor> {
+    let object = Box::new(atomic());
+    let guard = object.try_get().unwrap();
+    SEEN.revive.store(&raw const *object as usize, SeqCst);
+    vec![
+        actor(move || {
+            object.kill_and_wait();
+            expect(&SEEN.releases, 2);
+        }),
+        actor(move || pass(Some(guard))),
+    ]
+}
+
+fn two_lives(left: usize) {
+    expect(&SEEN.releases, 2);
+    dropped(left);
+}
+
+fn release_in_thread() -> Vec<Actor> {
+    let object: PercpuRef<Thing<true>> =
+        UniquePercpuRef::new(Thing::new(), GFP_KERNEL).unwrap().into();
+    let guard = object.try_get().unwrap();
+    vec![
+        actor(move || {
+            assert!(object.kill_and_wait());
+            expect(&SEEN.drops, 1);
+        }),
+        actor(move || {
+            guard.check();
+            drop(guard);
+        }),
+    ]
+}
+
+/// The module goes while its last object ends.
+fn last_put_against_unload() -> Vec<Actor> {
+    let object = once();
+    let guard = object.try_get().unwrap();
+    object.kill();
+    drop(object);
+    vec![
+        actor(move || {
+            // SAFETY: The program is there.
+            unsafe { unload::module_going(module(), Delta::from_secs(10)) };
+            expect(&SEEN.drops, 1);
+            SEEN.is_gone.store(true, SeqCst);
+        }),
+        actor(move || pass(Some(guard))),
+    ]
+}
+
+/// The class, and the entry of the closed module.
+fn unloaded(left: usize) {
+    expect(&SEEN.drops, 1);
+    assert_eq!(left, 2);
+}
+
+/// The module goes, and does not wait for its object.
+fn give_up_against_put() -> Vec<Actor> {
+    let object = once();
+    let guard = object.try_get().unwrap();
+    object.kill();
+    drop(object);
+    vec![
+        actor(move || {
+            // SAFETY: The program is there.
+            unsafe { unload::module_going(module(), Delta::ZERO) };
+            SEEN.is_gone.store(true, SeqCst);
+        }),
+        actor(move || {
+            if !SEEN.is_gone.load(SeqCst) {
+                guard.check();
+            }
+            drop(guard);
+        }),
+    ]
+}
+
+fn leaked_or_not(left: usize) {
+    match SEEN.drops.load(SeqCst) {
+        1 => assert_eq!(left, 2),
+        drops => assert_eq!((drops, left), (0, 3)),
+    }
+}
+
+/// An object is made while the module goes: it is refused, or the module waits, or it is leaked.
+fn new_against_unload() -> Vec<Actor> {
+    vec![
+        actor(move || {
+            // SAFETY: The program is there.
+            unsafe { unload::module_going(module(), Delta::ZERO) };
+            SEEN.is_gone.store(true, SeqCst);
+        }),
+        actor(move || {
+            let thing = std::mem::ManuallyDrop::new(Thing::new());
+            let init = unsafe { pin_init::init_from_closure(|slot: *mut Thing| {
+                slot.write(std::mem::ManuallyDrop::into_inner(thing));
+                Ok::<(), Error>(())
+            }) };
+            if let Ok(unique) = UniquePercpuRef::<Thing>::new(init, GFP_KERNEL) {
+                drop(PercpuRef::from(unique));
+            }
+        }),
+    ]
+}
+
+fn unloaded_early(_left: usize) {
+    assert_eq!(SEEN.releases.load(SeqCst), SEEN.drops.load(SeqCst));
+}
+
+struct Later;
+
+impl RcuCallback for Later {
+    fn run(this: RcuCallbackBox<Self>) {
+        assert!(!SEEN.is_gone.load(SeqCst), "a module that has gone is called");
+        SEEN.releases.fetch_add(1, SeqCst);
+        drop(this);
+    }
+}
+
+fn callback_against_unload() -> Vec<Actor> {
+    let later = RcuCallbackBox::new(Later, GFP_KERNEL).unwrap();
+    vec![
+        actor(move || {
+            // SAFETY: The program is there.
+            unsafe { rcu::unload::module_going(module()) };
+            SEEN.is_gone.store(true, SeqCst);
+        }),
+        actor(move || later.call()),
+    ]
+}
+
+fn callback_ran_or_not(left: usize) {
+    // The entry of the closed module, and the object if it was leaked.
+    assert_eq!(SEEN.releases.load(SeqCst) + left, 2);
+}
+
+struct Routes(Thing);
+
+fn cell_against_replace() -> Vec<Actor> {
+    let cell = RcuCell::<Routes>::empty();
+    drop(cell.replace(Some(RcuBox::new(Routes(Thing::new()), GFP_KERNEL).unwrap())));
+    let cell = Arc::new(cell);
+    let other = cell.clone();
+    vec![
+        actor(move || drop(cell.replace(None))),
+        actor(move || {
+            let section = rcu::read_lock();
+            if let Some(routes) = other.load(&section) {
+                routes.0.check();
+            }
+        }),
+    ]
+}
+
+fn cell_dropped(left: usize) {
+    expect(&SEEN.drops, 1);
+    assert_eq!(left, 0);
+}
+
+/// With as many references as there may be. It may be leaked, but not freed early.
+fn revive_at_limit() -> Vec<Actor> {
+    let object = Arc::new(atomic());
+    let mut batch = object.try_get_many((1 << 60) - 1).unwrap();
+    let other = object.clone();
+    vec![
+        actor(move || {
+            object.kill();
+            let _ = object.resurrect();
+            std::mem::forget(object);
+        }),
+        actor(move || {
+            let guard = batch.take().unwrap();
+            pass(other.try_get());
+            drop(guard);
+            std::mem::forget(batch);
+            std::mem::forget(other);
+        }),
+    ]
+}

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The machine that the model runs on: memory, CPUs, RCU and a thread that runs its callbacks, made of
+//! what `loom` explores.
+//!
+//! Each actor has a CPU of its own. A read-side critical section holds the mutex of its CPU, and a
+//! grace period takes that of each CPU once, so that it waits for the sections that it finds, and the
+//! others see what came before it. This is what RCU promises, and not more.
+//!
+//! An atomic of the library is one of a pool, found by its address. The pool is made before the threads
+//! are, since `loom` takes the creation of an atomic for an access to it. Memory is not used again
+//! before an execution ends, so each access to what was freed is found.
+
+use crate::bindings;
+use loom::{
+    cell::UnsafeCell,
+    sync::{
+        atomic::{
+            AtomicU64,
+            Ordering::Relaxed, //
+        },
+        Condvar, Mutex, MutexGuard, //
+    },
+};
+use std::{
+    alloc::Layout,
+    cell::Cell,
+    collections::{BTreeMap, HashMap, VecDeque},
+    ffi::c_void,
+    sync::Arc,
+};
+
+/// The threads, each with its CPU. `loom` has no more of them.
+pub const CPUS: usize = 4;
+/// The distance between two CPUs' copies of a variable.
+const STRIDE: usize = 1 << 12;
+
+/// What the thread that runs callbacks is given.
+pub enum Item {
+    Callback(*mut bindings::callback_head),
+    Free(*mut c_void),
+    Work(*mut bindings::work_struct),
+    Barrier(Arc<Completion>),
+    Stop,
+}
+
+/// What a thread waits for.
+#[derive(Default)]
+pub struct Completion {
+    is_done: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Completion {
+    fn complete(&self) {
+        *self.is_done.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+
+    /// No wait is ended by its timeout, so that one which would have to be is found as a deadlock.
+    fn wait(&self) {
+        might_sleep();
+        let mut is_done = self.is_done.lock().unwrap();
+        while !*is_done {
+            is_done = self.changed.wait(is_done).unwrap();
+        }
+        *is_done = false;
+    }
+}
+
+struct Cpu {
+    section: Mutex<()>,
+    held: Cell<Option<MutexGuard<'static, ()>>>,
+    depth: Cell<usize>,
+}
+
+struct Block {
+    layout: Layout,
+    is_free: bool,
+    /// The first address behind all copies.
+    end: usize,
+}
+
+/// A pool of things that are found by an address.
+struct Pool<T> {
+    things: Vec<T>,
+    by_address: HashMap<usize, usize>,
+}
+
+impl<T> Pool<T> {
+    fn new(n: usize, new: impl Fn() -> T) -> Self {
+        Self { things: (0..n).map(|_| new()).collect(), by_address: HashMap::new() }
+    }
+
+    fn at(&mut self, address: usize, first: impl FnOnce(&mut T)) -> &T {
+        let next = self.by_address.len();
+        let index = *self.by_address.entry(address).or_insert_with(|| {
+            first(self.things.get_mut(next).expect("the pool is too small"));
+            next
+        });
+        &self.things[index]
+    }
+}
+
+/// An atomic: what is added to the value that it had at first.
+struct Value {
+    difference: AtomicU64,
+    first: u64,
+}
+
+pub struct World {
+    atomics: Pool<Value>,
+    counters: Pool<(AtomicU64, UnsafeCell<()>)>,
+    locks: Pool<(Mutex<()>, Option<MutexGuard<'static, ()>>)>,
+    completions: HashMap<usize, Arc<Completion>>,
+    /// The address of the entry, that of the variable, and what is completed.
+    waiters: Vec<(usize, usize, Arc<Completion>)>,
+    /// The entry that each CPU's thread waits with.
+    waiting: [usize; CPUS],
+    blocks: BTreeMap<usize, Block>,
+    cpus: Vec<Cpu>,
+    queue: Mutex<VecDeque<Item>>,
+    is_queued: Condvar,
+}
+
+static mut WORLD: *mut World = std::ptr::null_mut();
+
+loom::thread_local! {
+    static CPU: Cell<usize> = Cell::new(0);
+}
+
+/// The world of this execution. `loom` runs its threads one at a time, and changes between them in
+/// its own operations alone.
+fn world() -> &'static mut World {
+    // SAFETY: It is there while an execution is. No reference is used after an operation of `loom`
+    // that needs it to be the only one.
+    unsafe { WORLD.as_mut().expect("this must be called in an execution") }
+}
+
+pub fn cpu() -> usize {
+    CPU.with(Cell::get)
+}
+
+impl World {
+    fn new(atomics: usize) -> Self {
+        Self {
+            atomics: Pool::new(atomics, || Value { difference: AtomicU64::new(0), first: 0 }),
+            counters: Pool::new(4 * CPUS, || (AtomicU64::new(0), UnsafeCell::new(()))),
+            locks: Pool::new(8, || (Mutex::new(()), None)),
+            completions: HashMap::new(),
+            waiters: Vec::new(),
+            waiting: [0; CPUS],
+            blocks: BTreeMap::new(),
+            cpus: (0..CPUS)
+                .map(|_| Cpu {
+                    section: Mutex::new(()),
+                    held: Cell::new(None),
+                    depth: Cell::new(0),
+                })
+                .collect(),
+            queue: Mutex::new(VecDeque::new()),
+            is_queued: Condvar::new(),
+        }
+    }
+}
+
+pub type Actor = Box<dyn FnOnce()>;
+
+/// Runs the actors at the same time, each on a CPU of its own, and then what they have left to RCU.
+/// `setup` makes them, on the CPU of the first. Returns the number of
+/// blocks of memory that are left.
+pub fn run(atomics: usize, setup: impl FnOnce() -> Vec<Actor>) -> usize {
+    // SAFETY: No other execution runs.
+    unsafe { WORLD = Box::into_raw(Box::new(World::new(atomics))) };
+    CPU.with(|cpu| cpu.set(0));
+    let mut actors = setup().into_iter();
+    let first = actors.next().expect("there are actors");
+    let threads: Vec<_> = actors
+        .chain([Box::new(run_callbacks) as Actor])
+        .enumerate()
+        .map(|(number, actor)| {
+            loom::thread::spawn(move || {
+                CPU.with(|cpu| cpu.set(number + 1));
+                actor();
+            })
+        })
+        .collect();
+    first();
+    let last = threads.len() - 1;
+    for (number, thread) in threads.into_iter().enumerate() {
+        if number == last {
+            push(Item::Stop);
+        }
+        thread.join().unwrap();
+    }
+
+    // SAFETY: All threads have ended.
+    let world = unsafe { Box::from_raw(WORLD) };
+    unsafe { WORLD = std::ptr::null_mut() };
+    let mut left = 0;
+    for (&start, block) in &world.blocks {
+        left += usize::from(!block.is_free);
+        // SAFETY: It was allocated so.
+        unsafe { std::alloc::dealloc(start as *mut u8, block.layout) };
+    }
+    left
+}
+
+// Memory.
+
+pub fn alloc(size: usize, align: usize) -> *mut c_void {
+    alloc_block(Layout::from_size_align(size.max(1), align).unwrap(), 0)
+}
+
+pub fn alloc_percpu(size: usize, align: usize) -> *mut c_void {
+    assert!(size <= STRIDE);
+    alloc_block(Layout::from_size_align(size, align).unwrap(), (CPUS - 1) * STRIDE)
+}
+
+fn alloc_block(layout: Layout, more: usize) -> *mut c_void {
+    let layout = Layout::from_size_align(layout.size() + more, layout.align().max(8)).unwrap();
+    // SAFETY: The size is not zero.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) };
+    let end = start as usize + layout.size();
+    world().blocks.insert(start as usize, Block { layout, is_free: false, end });
+    start.cast()
+}
+
+pub fn free(start: *const c_void) {
+    let block = world().blocks.get_mut(&(start as usize)).expect("it was allocated");
+    assert!(!block.is_free, "memory is freed twice");
+    block.is_free = true;
+}
+
+/// Fails if the memory was freed.
+pub fn check(address: usize) {
+    if let Some((_, block)) = world().blocks.range(..=address).next_back() {
+        assert!(address >= block.end || !block.is_free, "memory is used after it was freed");
+    }
+}
+
+/// Calls `f` with the atomic at an address, and what its value is less than the real one.
+pub fn with_atomic<R>(address: usize, first: u64, f: impl FnOnce(&AtomicU64, u64) -> R) -> R {
+    check(address);
+    let value = world().atomics.at(address, |value| value.first = first);
+    f(&value.difference, value.first)
+}
+
+/// Changes this CPU's copy of a counter.
+pub fn change_counter(counter: *mut u64, change: impl FnOnce(u64) -> u64) -> u64 {
+    let copy = copy_of(counter.cast(), cpu()).cast::<u64>();
+    touch_counter(copy as usize);
+    // SAFETY: It is the copy of a CPU that has one thread, in memory that is not freed.
+    unsafe {
+        let old = copy.read();
+        copy.write(change(old));
+        old
+    }
+}
+
+/// Fails if an access to a CPU's copy is not ordered after those before it, by whatever thread.
+fn touch_counter(address: usize) {
+    check(address);
+    let (order, cell) = world().counters.at(address, |_| {});
+    // For `loom` to try what else may come first.
+    order.fetch_add(1, Relaxed);
+    cell.with_mut(|_| check(address));
+}
+
+fn copy_of(variable: *mut c_void, cpu: usize) -> *mut c_void {
+    variable.wrapping_byte_add(cpu * STRIDE)
+}
+
+/// Returns the address of a CPU's copy, which the caller is about to use.
+pub fn per_cpu_ptr(variable: *mut c_void, cpu: u32) -> *mut c_void {
+    let copy = copy_of(variable, cpu as usize);
+    touch_counter(copy as usize);
+    copy
+}
+
+// RCU.
+
+pub fn enter_section() {
+    let cpu = &world().cpus[cpu()];
+    cpu.depth.set(cpu.depth.get() + 1);
+    if cpu.depth.get() == 1 {
+        cpu.held.set(Some(cpu.section.lock().unwrap()));
+    }
+}
+
+pub fn leave_section() {
+    let cpu = &world().cpus[cpu()];
+    cpu.depth.set(cpu.depth.get() - 1);
+    if cpu.depth.get() == 0 {
+        drop(cpu.held.take());
+    }
+}
+
+/// Fails in a read-side critical section.
+pub fn might_sleep() {
+    assert_eq!(world().cpus[cpu()].depth.get(), 0, "it sleeps in a critical section");
+}
+
+pub fn synchronize_rcu() {
+    might_sleep();
+    for (number, cpu) in world().cpus.iter().enumerate() {
+        if number != self::cpu() {
+            drop(cpu.section.lock().unwrap());
+        }
+    }
+}
+
+pub fn push(item: Item) {
+    world().queue.lock().unwrap().push_back(item);
+    world().is_queued.notify_one();
+}
+
+pub fn rcu_barrier() {
+    let done = Arc::new(Completion::default());
+    push(Item::Barrier(done.clone()));
+    done.wait();
+}
+
+/// The thread that runs callbacks and work items, each after a grace period.
+fn run_callbacks() {
+    let mut is_over = false;
+    loop {
+        let item = {
+            let mut queue = world().queue.lock().unwrap();
+            while queue.is_empty() && !is_over {
+                queue = world().is_queued.wait(queue).unwrap();
+            }
+            queue.pop_front()
+        };
+        // SAFETY: The library has passed them, each to be used once.
+        match item {
+            None => return,
+            Some(Item::Stop) => is_over = true,
+            Some(Item::Barrier(done)) => done.complete(),
+            Some(Item::Work(work)) => unsafe { ((*work).func.unwrap())(work) },
+            Some(Item::Callback(head)) => {
+                synchronize_rcu();
+                check(head as usize);
+                unsafe { ((*head).func.unwrap())(head) }
+            }
+            Some(Item::Free(memory)) => {
+                synchronize_rcu();
+                free(memory);
+            }
+        }
+    }
+}
+
+// Locks and waiting.
+
+pub fn lock(address: usize) {
+    let lock: *const _ = world().locks.at(address, |_| {});
+    // SAFETY: The pool does not move. The guard goes before it.
+    unsafe {
+        let guard = (*lock).0.lock().unwrap();
+        (*lock.cast_mut()).1 = Some(guard);
+    }
+}
+
+pub fn unlock(address: usize) {
+    let lock: *const _ = world().locks.at(address, |_| {});
+    // SAFETY: The caller has the lock.
+    drop(unsafe { (*lock.cast_mut()).1.take() });
+}
+
+pub fn init_completion(address: usize) {
+    world().completions.insert(address, Arc::new(Completion::default()));
+}
+
+pub fn complete(address: usize) {
+    let completion = world().completions[&address].clone();
+    completion.complete();
+}
+
+pub fn wait_for_completion(address: usize) {
+    let completion = world().completions[&address].clone();
+    completion.wait();
+}
+
+pub fn prepare_to_wait(entry: usize, variable: usize) {
+    let waiters = &mut world().waiters;
+    if !waiters.iter().any(|waiter| waiter.0 == entry) {
+        waiters.push((entry, variable, Arc::new(Completion::default())));
+    }
+}
+
+pub fn set_waiting(entry: usize) {
+    world().waiting[cpu()] = entry;
+}
+
+pub fn wait_as_set() {
+    let entry = world().waiting[cpu()];
+    let entry = world().waiters.iter().find(|waiter| waiter.0 == entry).unwrap();
+    let completion = entry.2.clone();
+    completion.wait();
+}
+
+pub fn finish_wait(entry: usize) {
+    world().waiters.retain(|waiter| waiter.0 != entry);
+}
+
+pub fn wake_up_variable(variable: usize) {
+    let woken: Vec<_> = world().waiters.iter().filter(|w| w.1 == variable).cloned().collect();
+    for (_, _, completion) in woken {
+        completion.complete();
+    }
+}
