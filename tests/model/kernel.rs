@@ -770,22 +770,36 @@ pub mod sync {
         }
 
         impl<T: AtomicType> Atomic<T> {
-            /// Calls `f` with an atomic, and what is to be added to its value.
-            fn with<R>(&self, f: impl FnOnce(&AtomicU64, u64) -> R) -> R {
-                let first = to_bits(unsafe { *self.0.get() });
-                world::with_atomic(self.0.get() as usize, first, f)
+            /// Calls `f` with an atomic, what is to be added to its value, and what to tell a new
+            /// value.
+            fn with<R>(&self, f: impl FnOnce(&AtomicU64, u64, &dyn Fn(u64)) -> R) -> R {
+                let address = self.0.get() as usize;
+                let found = to_bits(unsafe { *self.0.get() });
+                world::with_atomic(address, size_of::<T>(), found, |atomic, first, set| {
+                    f(atomic, first, &|new| {
+                        set(new);
+                        unsafe { *self.0.get() = from_bits(new) };
+                    })
+                })
             }
 
-            fn change<O: Order, R>(&self, f: impl FnOnce(&AtomicU64, u64) -> (R, bool)) -> R {
-                self.with(|atomic, first| {
+            /// `f` returns what it has found, and what it has put there.
+            fn change<O: Order>(
+                &self,
+                f: impl FnOnce(&AtomicU64, u64) -> (u64, Option<u64>),
+            ) -> (T, bool) {
+                self.with(|atomic, first, set| {
                     if O::IS_FULL {
                         fence(SeqCst);
                     }
-                    let (result, is_changed) = f(atomic, first);
-                    if O::IS_FULL && is_changed {
-                        fence(SeqCst);
+                    let (found, new) = f(atomic, first);
+                    if let Some(new) = new {
+                        set(new);
+                        if O::IS_FULL {
+                            fence(SeqCst);
+                        }
                     }
-                    result
+                    (from_bits(found), new.is_some())
                 })
             }
 
@@ -793,47 +807,55 @@ pub mod sync {
                 // A dependency: see the head of this file.
                 let is_pointer = core::any::type_name::<T::Repr>().starts_with('*');
                 let order = if is_pointer { Ordering::Acquire } else { O::LOAD };
-                self.with(|atomic, first| from_bits(atomic.load(order).wrapping_add(first)))
+                self.with(|atomic, first, _| from_bits(atomic.load(order).wrapping_add(first)))
             }
 
             pub fn store<O: Order>(&self, value: T, _: O) {
-                self.with(|atomic, first| {
-                    atomic.store(to_bits(value).wrapping_sub(first), O::STORE)
+                self.with(|atomic, first, set| {
+                    atomic.store(to_bits(value).wrapping_sub(first), O::STORE);
+                    set(to_bits(value));
                 });
             }
 
             pub fn xchg<O: Order>(&self, value: T, _: O) -> T {
-                self.change::<O, _>(|atomic, first| {
-                    let old = atomic.swap(to_bits(value).wrapping_sub(first), O::CHANGE);
-                    (from_bits(old.wrapping_add(first)), true)
-                })
+                let new = to_bits(value);
+                let result = self.change::<O>(|atomic, first| {
+                    let old = atomic.swap(new.wrapping_sub(first), O::CHANGE);
+                    (old.wrapping_add(first), Some(new))
+                });
+                result.0
             }
 
             pub fn cmpxchg<O: Order>(&self, old: T, new: T, _: O) -> Result<T, T> {
-                self.change::<O, _>(|atomic, first| {
+                let (old, new) = (to_bits(old), to_bits(new));
+                let result = self.change::<O>(|atomic, first| {
                     let found = atomic.compare_exchange(
-                        to_bits(old).wrapping_sub(first),
-                        to_bits(new).wrapping_sub(first),
+                        old.wrapping_sub(first),
+                        new.wrapping_sub(first),
                         O::CHANGE,
                         Ordering::Relaxed,
                     );
-                    let value = |bits: u64| from_bits(bits.wrapping_add(first));
-                    (found.map(value).map_err(value), found.is_ok())
-                })
+                    match found {
+                        Ok(_) => (old, Some(new)),
+                        Err(found) => (found.wrapping_add(first), None),
+                    }
+                });
+                match result {
+                    (found, true) => Ok(found),
+                    (found, false) => Err(found),
+                }
             }
 
             pub fn fetch_add<O: Order>(&self, value: T, _: O) -> T {
-                self.change::<O, _>(|atomic, first| {
-                    let old = atomic.fetch_add(to_bits(value), O::CHANGE);
-                    (from_bits(old.wrapping_add(first)), true)
-                })
+                let result = self.change::<O>(|atomic, first| {
+                    let old = atomic.fetch_add(to_bits(value), O::CHANGE).wrapping_add(first);
+                    (old, Some(old.wrapping_add(to_bits(value))))
+                });
+                result.0
             }
 
-            pub fn fetch_sub<O: Order>(&self, value: T, _: O) -> T {
-                self.change::<O, _>(|atomic, first| {
-                    let old = atomic.fetch_sub(to_bits(value), O::CHANGE);
-                    (from_bits(old.wrapping_add(first)), true)
-                })
+            pub fn fetch_sub<O: Order>(&self, value: T, order: O) -> T {
+                self.fetch_add(from_bits(to_bits(value).wrapping_neg()), order)
             }
 
             pub fn add<O: Order>(&self, value: T, order: O) {
@@ -864,11 +886,12 @@ macro_rules! do_once_lite {
     { $($body:tt)* } => {{ $($body)* }};
 }
 
-/// A warning is a fault.
 #[macro_export]
 macro_rules! warn_on {
     ($condition:expr) => {
-        assert!(!$condition, "the library warns")
+        if $condition {
+            $crate::world::warn();
+        }
     };
 }
 

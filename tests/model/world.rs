@@ -8,8 +8,9 @@
 //! others see what came before it. This is what RCU promises, and not more.
 //!
 //! An atomic of the library is one of a pool, found by its address. The pool is made before the threads
-//! are, since `loom` takes the creation of an atomic for an access to it. Memory is not used again
-//! before an execution ends, so each access to what was freed is found.
+//! are, since `loom` takes the creation of an atomic for an access to it. The last value is also in the
+//! library's memory, so that an atomic that is moved keeps it. Memory is not used again before an
+//! execution ends, so each access to what was freed is found.
 
 use crate::bindings;
 use loom::{
@@ -77,6 +78,8 @@ struct Cpu {
 struct Block {
     layout: Layout,
     is_free: bool,
+    /// For `loom`, what uses the memory reads this, and what frees it writes it.
+    order: UnsafeCell<()>,
     /// The first address behind all copies.
     end: usize,
 }
@@ -84,21 +87,31 @@ struct Block {
 /// A pool of things that are found by an address.
 struct Pool<T> {
     things: Vec<T>,
+    used: usize,
     by_address: HashMap<usize, usize>,
 }
 
 impl<T> Pool<T> {
     fn new(n: usize, new: impl Fn() -> T) -> Self {
-        Self { things: (0..n).map(|_| new()).collect(), by_address: HashMap::new() }
+        Self { things: (0..n).map(|_| new()).collect(), used: 0, by_address: HashMap::new() }
     }
 
-    fn at(&mut self, address: usize, first: impl FnOnce(&mut T)) -> &T {
-        let next = self.by_address.len();
-        let index = *self.by_address.entry(address).or_insert_with(|| {
-            first(self.things.get_mut(next).expect("the pool is too small"));
-            next
-        });
-        &self.things[index]
+    fn get(&self, address: usize) -> Option<&T> {
+        self.by_address.get(&address).map(|&index| &self.things[index])
+    }
+
+    /// Returns what is found at an address from now on.
+    fn take(&mut self, address: usize) -> &mut T {
+        self.by_address.insert(address, self.used);
+        self.used += 1;
+        self.things.get_mut(self.used - 1).expect("the pool is too small")
+    }
+
+    fn at(&mut self, address: usize) -> &T {
+        if self.get(address).is_none() {
+            self.take(address);
+        }
+        self.get(address).unwrap()
     }
 }
 
@@ -106,10 +119,13 @@ impl<T> Pool<T> {
 struct Value {
     difference: AtomicU64,
     first: u64,
+    last: Cell<u64>,
 }
 
 pub struct World {
     atomics: Pool<Value>,
+    /// The size of each atomic, and the value that it had at first.
+    first: HashMap<usize, (usize, u64)>,
     counters: Pool<(AtomicU64, UnsafeCell<()>)>,
     locks: Pool<(Mutex<()>, Option<MutexGuard<'static, ()>>)>,
     completions: HashMap<usize, Arc<Completion>>,
@@ -119,6 +135,7 @@ pub struct World {
     waiting: [usize; CPUS],
     blocks: BTreeMap<usize, Block>,
     cpus: Vec<Cpu>,
+    may_warn: bool,
     queue: Mutex<VecDeque<Item>>,
     is_queued: Condvar,
 }
@@ -144,7 +161,8 @@ pub fn cpu() -> usize {
 impl World {
     fn new(atomics: usize) -> Self {
         Self {
-            atomics: Pool::new(atomics, || Value { difference: AtomicU64::new(0), first: 0 }),
+            atomics: Pool::new(atomics, || Value { difference: AtomicU64::new(0), first: 0, last: Cell::new(0) }),
+            first: HashMap::new(),
             counters: Pool::new(4 * CPUS, || (AtomicU64::new(0), UnsafeCell::new(()))),
             locks: Pool::new(8, || (Mutex::new(()), None)),
             completions: HashMap::new(),
@@ -158,6 +176,7 @@ impl World {
                     depth: Cell::new(0),
                 })
                 .collect(),
+            may_warn: false,
             queue: Mutex::new(VecDeque::new()),
             is_queued: Condvar::new(),
         }
@@ -197,6 +216,7 @@ pub fn run(atomics: usize, setup: impl FnOnce() -> Vec<Actor>) -> usize {
     // SAFETY: All threads have ended.
     let world = unsafe { Box::from_raw(WORLD) };
     unsafe { WORLD = std::ptr::null_mut() };
+    restore_statics(&world);
     let mut left = 0;
     for (&start, block) in &world.blocks {
         left += usize::from(!block.is_free);
@@ -204,6 +224,19 @@ pub fn run(atomics: usize, setup: impl FnOnce() -> Vec<Actor>) -> usize {
         unsafe { std::alloc::dealloc(start as *mut u8, block.layout) };
     }
     left
+}
+
+/// Gives the atomics in statics the values that they had at first.
+fn restore_statics(world: &World) {
+    extern "C" {
+        static __executable_start: u8;
+        static _end: u8;
+    }
+    let statics = &raw const __executable_start as usize..&raw const _end as usize;
+    for (&address, &(size, first)) in world.first.iter().filter(|(at, _)| statics.contains(at)) {
+        // SAFETY: It is an atomic of this size, and no thread runs.
+        unsafe { (address as *mut u8).copy_from((&raw const first).cast(), size) };
+    }
 }
 
 // Memory.
@@ -222,28 +255,44 @@ fn alloc_block(layout: Layout, more: usize) -> *mut c_void {
     // SAFETY: The size is not zero.
     let start = unsafe { std::alloc::alloc_zeroed(layout) };
     let end = start as usize + layout.size();
-    world().blocks.insert(start as usize, Block { layout, is_free: false, end });
+    world().blocks.insert(start as usize, Block { layout, is_free: false, order: UnsafeCell::new(()), end });
     start.cast()
 }
 
 pub fn free(start: *const c_void) {
     let block = world().blocks.get_mut(&(start as usize)).expect("it was allocated");
     assert!(!block.is_free, "memory is freed twice");
-    block.is_free = true;
+    block.order.with_mut(|_| block.is_free = true);
 }
 
-/// Fails if the memory was freed.
+/// Fails if the memory was freed, or is freed by a thread for which this use does not come before.
 pub fn check(address: usize) {
     if let Some((_, block)) = world().blocks.range(..=address).next_back() {
-        assert!(address >= block.end || !block.is_free, "memory is used after it was freed");
+        if address < block.end {
+            block.order.with(|_| assert!(!block.is_free, "memory is used after it was freed"));
+        }
     }
 }
 
-/// Calls `f` with the atomic at an address, and what its value is less than the real one.
-pub fn with_atomic<R>(address: usize, first: u64, f: impl FnOnce(&AtomicU64, u64) -> R) -> R {
+/// An access to the atomic at `address`, in whose memory `found` is. `f` is given a part of it, what is
+/// to be added to that part, and a function to be called with each new value.
+pub fn with_atomic<R>(
+    address: usize,
+    size: usize,
+    found: u64,
+    f: impl FnOnce(&AtomicU64, u64, &dyn Fn(u64)) -> R,
+) -> R {
     check(address);
-    let value = world().atomics.at(address, |value| value.first = first);
-    f(&value.difference, value.first)
+    let World { atomics, first, .. } = world();
+    // If another value is there, there is another atomic.
+    if atomics.get(address).is_none_or(|value| value.last.get() != found) {
+        let value = atomics.take(address);
+        value.first = found;
+        value.last.set(found);
+        first.entry(address).or_insert((size, found));
+    }
+    let value = atomics.get(address).unwrap();
+    f(&value.difference, value.first, &|new| value.last.set(new))
 }
 
 /// Changes this CPU's copy of a counter.
@@ -261,7 +310,7 @@ pub fn change_counter(counter: *mut u64, change: impl FnOnce(u64) -> u64) -> u64
 /// Fails if an access to a CPU's copy is not ordered after those before it, by whatever thread.
 fn touch_counter(address: usize) {
     check(address);
-    let (order, cell) = world().counters.at(address, |_| {});
+    let (order, cell) = world().counters.at(address);
     // For `loom` to try what else may come first.
     order.fetch_add(1, Relaxed);
     cell.with_mut(|_| check(address));
@@ -351,10 +400,20 @@ fn run_callbacks() {
     }
 }
 
+// Warnings.
+
+pub fn set_may_warn() {
+    world().may_warn = true;
+}
+
+pub fn warn() {
+    assert!(world().may_warn, "the library warns");
+}
+
 // Locks and waiting.
 
 pub fn lock(address: usize) {
-    let lock: *const _ = world().locks.at(address, |_| {});
+    let lock: *const _ = world().locks.at(address);
     // SAFETY: The pool does not move. The guard goes before it.
     unsafe {
         let guard = (*lock).0.lock().unwrap();
@@ -363,7 +422,7 @@ pub fn lock(address: usize) {
 }
 
 pub fn unlock(address: usize) {
-    let lock: *const _ = world().locks.at(address, |_| {});
+    let lock: *const _ = world().locks.at(address);
     // SAFETY: The caller has the lock.
     drop(unsafe { (*lock.cast_mut()).1.take() });
 }
