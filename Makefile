@@ -73,6 +73,12 @@ kunit:
 series:
 	@scripts/series
 
+model:
+	@scripts/model $(SCENARIOS)
+
+mutants:
+	@scripts/mutants $(MUTANTS)
+
 SECONDS ?= 60
 torture:
 	@case '$(SECONDS)' in ''|0*|*[!0-9]*) \
@@ -99,6 +105,8 @@ help:
 	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-all: series, too'
 	@echo 'make kunit            the same cases, in the kernel crate: UML, and QEMU; or ARCHS="..."'
 	@echo 'make series           builds the kernel after each patch of the series, in ten minutes'
+	@echo 'make model            two or three threads, in each order of their steps; or SCENARIOS="..."'
+	@echo 'make mutants          breaks the library in many ways, each of which a test must find'
 	@echo 'make torture          everything at once, for SECONDS=60, on amd64 or on TARGETS="..."'
 	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
 	@echo 'make shell            a shell in the guest, on amd64 or on TARGETS=...'
@@ -110,5 +118,5 @@ help:
 	@echo 'make KDIR=<tree>      the modules; DEBUG=1: the library remembers what holds each object'
 	@echo 'make KDIR=<tree> doctor, install, modules_install, clean, rust-analyzer'
 
-.PHONY: modules install modules_install clean doctor run test test-all shell kunit series torture bench \
+.PHONY: modules install modules_install clean doctor run test test-all shell kunit model mutants series torture bench \
 	check doc rust-analyzer help

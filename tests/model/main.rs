@@ -66,17 +66,20 @@ fn main() {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = scenario.preemptions;
     builder.max_branches = 20_000;
+    // How often the limit of executions is looked at.
+    builder.checkpoint_interval = 1000;
     builder.check(move || {
         EXECUTIONS.fetch_add(1, SeqCst);
         scenarios::clear();
         (scenario.check)(world::run(scenario.atomics, scenario.setup));
     });
+    let executions = EXECUTIONS.load(SeqCst);
     println!(
-        "{} executions, {}, {} s",
-        EXECUTIONS.load(SeqCst),
-        match scenario.preemptions {
-            Some(n) => format!("all with at most {n} preemptions"),
-            None => "all".into(),
+        "{executions} executions, {}, {} s",
+        match (builder.max_permutations, scenario.preemptions) {
+            (Some(max), _) if executions >= max - 1 => "the first ones".into(),
+            (_, Some(n)) => format!("all with at most {n} preemptions"),
+            _ => "all".into(),
         },
         start.elapsed().as_secs()
     );

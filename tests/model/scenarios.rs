@@ -254,8 +254,8 @@ fn kill_against_kill() -> Vec<Actor> {
     let object = Arc::new(reinit());
     let other = object.clone();
     vec![
-        actor(move || drop(object.kill())),
-        actor(move || drop(other.kill())),
+        actor(move || _ = object.kill()),
+        actor(move || _ = other.kill()),
     ]
 }
 

@@ -263,6 +263,12 @@ pub fn free(start: *const c_void) {
     let block = world().blocks.get_mut(&(start as usize)).expect("it was allocated");
     assert!(!block.is_free, "memory is freed twice");
     block.order.with_mut(|_| block.is_free = true);
+    // The sanitizer keeps it for a while, and finds each use.
+    if cfg!(sanitized) {
+        let block = world().blocks.remove(&(start as usize)).unwrap();
+        // SAFETY: It was allocated so.
+        unsafe { std::alloc::dealloc(start as *mut u8, block.layout) };
+    }
 }
 
 /// Fails if the memory was freed, or is freed by a thread for which this use does not come before.
