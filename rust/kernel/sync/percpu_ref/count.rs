@@ -406,8 +406,9 @@ impl Count {
         // (litmus: no-live-get-after-confirmation).
         let mut old = self.atomic.load(Relaxed);
         while let Some(new) = try_plus(old, n, live) {
-            // `Relaxed`: the references that are found keep the count from zero, and the put of the
-            // new one is ordered before the end.
+            // `Relaxed`: the references that are found keep the count from zero
+            // (litmus: no-get-after-zero), and the put of the new one is ordered before the end
+            // (litmus: release-sees-all).
             match self.atomic.cmpxchg(old, new, Relaxed) {
                 Ok(_) => return true,
                 Err(found) => old = found,

@@ -128,7 +128,8 @@ impl Releases {
     /// Must be called by the spawner, which does not run in two threads at once: while it looks at
     /// the first link, that link stays on the list.
     fn take(&self) -> Option<NonNull<Link>> {
-        // `Relaxed`: the load of the link below is ordered by its address, also after a failure.
+        // `Relaxed`: the load of the link below is ordered by its address, also after a failure
+        // (litmus: release-queue).
         let mut first = self.pending.load(Relaxed);
         loop {
             let link = NonNull::new(first)?;

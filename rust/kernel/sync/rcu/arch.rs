@@ -12,7 +12,7 @@ use crate::sync::atomic::Atomic;
 ///
 /// C's `rcu_dereference()` orders only what is reached through the pointer. That is not enough for
 /// safe code, which may read any memory that the publishing thread has written before, for example
-/// a static that the object is the proof of.
+/// a static that the object is the proof of (litmus: place-sees-maker).
 #[doc(alias("smp_load_acquire", "rcu_dereference"))]
 #[inline(always)]
 pub(crate) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {

@@ -147,7 +147,7 @@ fn set_queued(text: usize) {
     let mut old = slot.load(Relaxed);
     while old != page && old != MANY {
         let new = if old == 0 { page } else { MANY };
-        // `Relaxed`: `may_queue()` has a barrier.
+        // `Relaxed`: `may_queue()` has a barrier (litmus: queued-or-closed).
         match slot.cmpxchg(old, new, Relaxed) {
             Ok(_) => return,
             Err(found) => old = found,
