@@ -93,6 +93,9 @@ bench:
 check:
 	@scripts/check
 
+litmus:
+	@scripts/litmus
+
 doc:
 	@scripts/doc
 
@@ -111,6 +114,7 @@ help:
 	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
 	@echo 'make shell            a shell in the guest, on amd64 or on TARGETS=...'
 	@echo 'make check            formatting, lints, documentation, patches'
+	@echo 'make litmus           the orders of memory accesses, by the model of the kernel'
 	@echo 'make doc              the documentation, as HTML'
 	@echo 'make rust-analyzer    rust-project.json, for an editor'
 	@echo
@@ -118,5 +122,5 @@ help:
 	@echo 'make KDIR=<tree>      the modules; DEBUG=1: the library remembers what holds each object'
 	@echo 'make KDIR=<tree> doctor, install, modules_install, clean, rust-analyzer'
 
-.PHONY: modules install modules_install clean doctor run test test-all shell kunit model mutants series torture bench \
-	check doc rust-analyzer help
+.PHONY: modules install modules_install clean doctor run test test-all shell kunit litmus model mutants \
+	series torture bench check doc rust-analyzer help

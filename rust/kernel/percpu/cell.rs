@@ -121,7 +121,7 @@ impl<T: Send + Unpin, O: Offset> PerCpuVar<LocalCell<T>, O> {
 
         // An interrupt that comes between the load and the store has ended before the store, so it
         // has cleared the flag again. `Acquire` pairs with the `Release` below, in case that the
-        // last user slept, which it must not, and was moved to another CPU.
+        // last user slept, which it must not, and was moved to another CPU (litmus: cell-moved).
         if cell.is_used.load(Acquire) != 0 {
             return None;
         }
@@ -135,7 +135,7 @@ impl<T: Send + Unpin, O: Offset> PerCpuVar<LocalCell<T>, O> {
         // SAFETY: By the type invariant, this is the only reference to the value.
         let result = use_value(unsafe { &mut *cell.value.get() });
 
-        // INVARIANT: The reference is gone. Pairs with the `Acquire` above.
+        // INVARIANT: The reference is gone. Pairs with the `Acquire` above (litmus: cell-moved).
         cell.is_used.store(0, Release);
         Some(result)
     }

@@ -340,9 +340,9 @@ impl Count {
         let section = Section::enter(tasks);
 
         // `Relaxed`: the counters are zero before the word has no flag, and their address depends
-        // on it (see `switch_to_percpu()`). A CPU or task that does not see a flag yet is inside
-        // the section entered above, so the grace period that starts after the flag was set waits
-        // for it.
+        // on it: see `switch_to_percpu()` (litmus: counters-are-zero). A CPU or task that does not
+        // see a flag yet is inside the section entered above, so the grace period that starts after
+        // the flag was set waits for it (litmus: put-before-callback).
         let word = read_once(word);
         if word.is_percpu() {
             // SAFETY: No flag is set, and we are in the section.
@@ -366,7 +366,7 @@ impl Count {
     #[cold]
     #[inline(never)]
     fn get_atomic(&self, n: usize) {
-        // `Relaxed`: the caller's own reference orders this against the end.
+        // `Relaxed`: the caller's own reference orders this against the end (litmus: get-relaxed).
         let new = if n <= MAX_LOCAL {
             plus(self.atomic.fetch_add(n as u64, Relaxed), n)
         } else {
@@ -402,11 +402,13 @@ impl Count {
             return false;
         }
         // The test and the addition must be one step, so that no reference is added to a count of
-        // zero, or with `live`, to one that is closed.
+        // zero (litmus: no-get-after-zero), or with `live`, to one that is closed
+        // (litmus: no-live-get-after-confirmation).
         let mut old = self.atomic.load(Relaxed);
         while let Some(new) = try_plus(old, n, live) {
-            // `Relaxed`: the references that are found keep the count from zero, and the put of the
-            // new one is ordered before the end.
+            // `Relaxed`: the references that are found keep the count from zero
+            // (litmus: no-get-after-zero), and the put of the new one is ordered before the end
+            // (litmus: release-sees-all).
             match self.atomic.cmpxchg(old, new, Relaxed) {
                 Ok(_) => return true,
                 Err(found) => old = found,
@@ -497,7 +499,7 @@ impl Count {
         let atomic = unsafe { Self::atomic_of(this) };
 
         // `Full`, in both: all uses of the object, by us and by those that put before, come before
-        // its end.
+        // its end (litmus: release-sees-all).
         let old = if n <= MAX_LOCAL {
             atomic.fetch_sub(n as u64, Full)
         } else {
@@ -624,9 +626,9 @@ impl Count {
         // A reference must not be used when the memory is gone.
         let waited_for = ptr::from_ref(state);
 
-        // `Full`: what was done by the owners of holds comes before the end of the object, and
-        // before `wait_released()` returns. From here on, the memory is not ours unless there are
-        // no holds.
+        // `Full`: what was done by the owners of holds comes before the end of the object
+        // (litmus: last-hold-frees), and before `wait_released()` returns (litmus: wait-released).
+        // From here on, the memory is not ours unless there are no holds.
         let old = state.fetch_add(with.wrapping_sub(hold), Full);
         let new = old.wrapping_add(with.wrapping_sub(hold));
         if new & HOLDS_MASK == 0 {
@@ -692,7 +694,8 @@ impl Count {
 
     /// Lets RCU readers find the object. The caller must have the handle.
     pub(super) fn publish(&self) {
-        // The hold is given up by an operation on the same variable.
+        // The hold is given up by an operation on the same variable, which so finds the flag
+        // (litmus: place-memory-stays).
         let _ = change(&self.state, |state| {
             (state & PUBLISHED == 0).then_some(state | PUBLISHED)
         });
@@ -706,14 +709,15 @@ impl Count {
 
     /// Returns whether the reference is closed and there are no references.
     pub(super) fn is_zero(&self) -> bool {
-        // `Acquire` pairs with the `Full` in `put()`.
+        // `Acquire` pairs with the `Full` in `put()` (litmus: is-zero).
         is_zero(self.atomic.load(Acquire))
     }
 
     /// Returns the number of references, or `None` if only the counters tell.
     pub(super) fn references(&self) -> Option<usize> {
         // In atomic mode, the counters are zero unless a transition is under way. `Acquire`, twice:
-        // the value was read while the word was like this.
+        // the value was read while the word was like this, neither before
+        // (litmus: references-of-mode) nor after (litmus: references-before-switch).
         let word = self.word.load(Acquire);
         let value = self.atomic.load(Acquire);
         let is_atomic = word.has(FORCE) && !word.has(BUSY) && self.word.load(Relaxed) == word;
@@ -730,7 +734,8 @@ impl Count {
     /// Returns how long ago this life was killed, in seconds, if it was. While a kill is under way,
     /// the answer may be that of the last life.
     pub(super) fn killed_ago(&self) -> Option<u32> {
-        // `Acquire`: the time is read after the flag, which is set before it.
+        // `Acquire`: the time is read after the flag. Where the object lives once, the time was set
+        // before the flag (litmus: killed-ago).
         let is_dying = self.word.load(Acquire).has(DEAD);
         let killed = self.killed_at.load(Relaxed);
         (is_dying && killed != 0).then(|| seconds().wrapping_sub(killed))
@@ -789,7 +794,8 @@ impl Count {
             let to_message = next_message - elapsed;
             let is_last = left.is_some_and(|left| left <= to_message);
             let slice = if is_last { left } else { Some(to_message) };
-            // `Acquire` pairs with the `Full` in `drop_hold()`, which wakes us up.
+            // `Acquire` pairs with the `Full` in `drop_hold()`, which wakes us up
+            // (litmus: wait-released).
             let result =
                 self.class
                     .waiters()
@@ -918,7 +924,7 @@ pub(super) fn report(class: &Class, why: fmt::Arguments<'_>) {
 
 /// Changes a value to what `new` makes of it, and returns what it was.
 ///
-/// `Full`, for the sake of all callers.
+/// `Full`, for the sake of all callers, which say what they need.
 pub(super) fn update(atomic: &Atomic<u64>, new: impl Fn(u64) -> u64) -> u64 {
     let mut old = atomic.load(Relaxed);
     while let Err(found) = atomic.cmpxchg(old, new(old), Full) {
@@ -930,7 +936,7 @@ pub(super) fn update(atomic: &Atomic<u64>, new: impl Fn(u64) -> u64) -> u64 {
 /// Changes a state to what `new` makes of it, unless that is `None`. Returns what it was, as `Ok`
 /// if it was changed, and else as `Err`.
 ///
-/// `Full` if it was changed, for the sake of all callers.
+/// `Full` if it was changed, for the sake of all callers, which say what they need.
 pub(super) fn change(state: &Atomic<u64>, new: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
     let mut old = state.load(Relaxed);
     while let Some(new) = new(old) {

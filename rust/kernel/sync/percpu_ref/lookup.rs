@@ -189,10 +189,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// else.
     #[inline(always)]
     fn find(&self) -> Option<NonNull<Inner<T>>> {
-        // Pairs with the `Full` in `replace()`: the object is seen as it was made. The hold of the
-        // place was there when it was found. Since the count is published, the memory is freed a
-        // grace period after the last hold (`Count::end()`), and until then `word` and `atomic`
-        // stay as they are.
+        // Pairs with the `Full` in `replace()`: the object is seen as it was made
+        // (litmus: place-sees-maker). The hold of the place was there when it was found. Since the
+        // count is published, the memory is freed a grace period after the last hold
+        // (`Count::end()`), and until then `word` and `atomic` stay as they are
+        // (litmus: place-memory-stays).
         NonNull::new(load_acquire(&self.inner))
     }
 
@@ -298,14 +299,15 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// the place later: a call that finds the place empty waits for all calls that are under way.
     #[doc(alias("percpu_ref_kill", "wait_for_completion"))]
     pub fn remove(&self) -> bool {
-        // Before the place is seen to be empty, by the `Full` in `replace()`.
+        // Before the place is seen to be empty, by the `Full` in `replace()`
+        // (litmus: remove-waits).
         self.removing.add(1, Relaxed);
         let old = self.replace(None);
         if let Some(old) = &old {
             old.kill_quietly(false);
             old.wait_released();
         }
-        // `Full`, for `wake_up_var()`. Pairs with the `Acquire` below.
+        // `Full`, for `wake_up_var()`. Pairs with the `Acquire` below (litmus: remove-waits).
         if self.removing.fetch_sub(1, Full) == 1 {
             wake_up_var(&raw const self.removing);
         }

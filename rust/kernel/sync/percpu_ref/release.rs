@@ -99,13 +99,13 @@ impl Releases {
     ///
     /// `link` must be valid and unused until the call.
     pub(super) unsafe fn queue(&self, link: NonNull<Link>) {
-        // Before the object can end.
+        // Before the object can end (litmus: release-threads).
         THREADS.add(1, Relaxed);
         let mut first = self.pending.load(Relaxed);
         loop {
             // SAFETY: By the safety requirements of this function, `link` is unused.
             unsafe { (*link.as_ptr()).next.get().write(first) };
-            // `Release` pairs with the `Acquire` in `take()`.
+            // `Release` pairs with the `Acquire` in `take()` (litmus: release-queue).
             match self.pending.cmpxchg(first, link.as_ptr(), Release) {
                 Ok(_) => break,
                 Err(found) => first = found,
@@ -128,13 +128,14 @@ impl Releases {
     /// Must be called by the spawner, which does not run in two threads at once: while it looks at
     /// the first link, that link stays on the list.
     fn take(&self) -> Option<NonNull<Link>> {
-        // `Acquire` pairs with the `Release` in `queue()`. After a failure below, the address
-        // dependency does.
-        let mut first = self.pending.load(Acquire);
+        // `Relaxed`: the load of the link below is ordered by its address, also after a failure
+        // (litmus: release-queue).
+        let mut first = self.pending.load(Relaxed);
         loop {
             let link = NonNull::new(first)?;
             // SAFETY: The link is on the list, so it is valid, and does not change.
             let next = unsafe { link.as_ref().next.get().read() };
+            // `Acquire` pairs with the `Release` in `queue()` (litmus: release-queue).
             match self.pending.cmpxchg(first, next, Acquire) {
                 Ok(_) => return Some(link),
                 Err(found) => first = found,
@@ -223,8 +224,8 @@ unsafe extern "C" fn release_thread(link: *mut c_void) -> c_int {
         (Count::class_of_link(link), link)
     };
     class.releases().run(link);
-    // `Release` pairs with the `Acquire` in `stop()`. The instructions after this are waited for by
-    // RCU Tasks.
+    // `Release` pairs with the `Acquire` in `stop()` (litmus: release-threads). The instructions
+    // after this are waited for by RCU Tasks.
     THREADS.fetch_sub(1, Release);
     0
 }

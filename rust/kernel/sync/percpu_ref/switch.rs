@@ -25,7 +25,8 @@
 //! the state dead calls [`Count::begin_end`] after that. A state becomes alive only in
 //! [`Count::follow`], by the owner of [`BUSY`] while [`DEAD`] is set, which then clears [`DEAD`].
 //! All of these steps are fully ordered, so of two threads that go in opposite directions, at least
-//! one sees what the other has done, and the last state wins.
+//! one sees what the other has done, and the last state wins (litmus: killer-after-reviver)
+//! (litmus: freezer-or-reviver).
 //!
 //! Two flags keep a thread that is slow from ending a life that nothing has killed. [`KILLING`]
 //! says that a killer has not set [`DEAD`] yet, and keeps the state from becoming alive.
@@ -192,8 +193,8 @@ impl Count {
         let count = unsafe { this.as_ref() };
 
         count.killed_at.store(seconds(), Relaxed);
-        // `Release` pairs with the `Acquire` in `killed_ago()`. `call_rcu()` orders the flag before
-        // the grace period.
+        // `Release` pairs with the `Acquire` in `killed_ago()` (litmus: killed-ago). `call_rcu()`
+        // orders the flag before the grace period (litmus: put-before-callback).
         let word = count.word.load(Relaxed);
         count.word.store(word.with(DEAD), Release);
         // INVARIANT: We have killed the reference, so we own the initial reference.
@@ -242,7 +243,8 @@ impl Count {
                 return false;
             }
             // `Full`: in per-CPU mode `call_rcu()` orders the flag before the callback; else this
-            // is one end of the order that `follow()` and the callback rely on.
+            // is one end of the order that `follow()` and the callback rely on
+            // (litmus: handover).
             match count.word.cmpxchg(word, word.with(DEAD.union(BUSY)), Full) {
                 Ok(_) => break,
                 Err(found) => word = found,
@@ -260,8 +262,9 @@ impl Count {
             return true;
         }
         // During a switch to atomic mode, both we and its owner come here or to `finish()`, and the
-        // second one closes. `Full`: it sees what the first one has done. A grace period would not
-        // order the two, since the one that the callback waited for may have begun before us.
+        // second one closes. `Full`: it sees what the first one has done (litmus: handover). A
+        // grace period would not order the two, since the one that the callback waited for may have
+        // begun before us.
         if word.has(BUSY) && count.handover.xchg(KILLED_FIRST, Full) != CALLBACK_FIRST {
             return true;
         }
@@ -289,6 +292,9 @@ impl Count {
         if take_bias {
             update(atomic, value::close);
         }
+        // The `Full` in `set_idle()` orders the store before the next transition
+        // (litmus: handover-reset).
+        //
         // SAFETY: The initial reference keeps the object alive.
         unsafe {
             (*this.as_ptr()).handover.store(NO_KILLER, Relaxed);
@@ -298,7 +304,7 @@ impl Count {
         // A reference must not be used when the object is gone.
         let waited_for = ptr::from_ref(word);
 
-        // `Full`: as in `put()`.
+        // `Full`: as in `put()` (litmus: release-sees-all).
         let old = update(atomic, value::put_initial);
         // If there are references left, the object may be gone from here on.
         class.waiters().wake_up(waited_for);
@@ -341,14 +347,15 @@ impl Count {
         // SAFETY: By the safety requirements of this function, the object is there.
         let count = unsafe { this.as_ref() };
         loop {
-            // `Acquire`, after an operation of the caller that was `Full`: this pairs with the
-            // killer and with `set_idle()`. Either the killer sees here that `BUSY` was cleared, or
-            // the thread that has cleared it sees that a confirmation is owed.
-            let word = count.word.load(Acquire);
-            if !word.has(DEAD) || word.has(BUSY) || count.state.load(Acquire) & CONFIRM == 0 {
+            // `Relaxed`, after an operation of the caller that was `Full`: of a killer and a thread
+            // in `set_idle()`, the killer sees here that `BUSY` was cleared, or the thread that has
+            // cleared it sees that a confirmation is owed (litmus: confirmation-not-lost).
+            let word = count.word.load(Relaxed);
+            if !word.has(DEAD) || word.has(BUSY) || count.state.load(Relaxed) & CONFIRM == 0 {
                 return;
             }
-            // `Full`: the confirmation comes after the reference was closed.
+            // `Full`: the confirmation comes after the reference was closed
+            // (litmus: confirmation-after-close).
             if count.word.cmpxchg(word, word.with(BUSY), Full).is_ok() {
                 // SAFETY: By the safety requirements of this function, the object is there. The
                 // reference is closed, since it is dead and the word was idle, and we own `BUSY`.
@@ -390,7 +397,8 @@ impl Count {
     /// closed.
     unsafe fn set_idle(this: NonNull<Self>, word: Word) {
         // `Full` pairs with the `Acquire` of threads that wait for it, and with those that see by
-        // it that the mode is another.
+        // it that the mode is another (litmus: lives-do-not-mix). The check below needs it, too
+        // (litmus: confirmation-not-lost).
         //
         // SAFETY: By the safety requirements of this function, the object is there.
         unsafe {
@@ -418,7 +426,8 @@ impl Count {
         let (word_of, class) = unsafe { (Self::word_of(this), Self::class_of(this)) };
         // A reference must not be used when the object is gone.
         let waited_for = ptr::from_ref(word_of);
-        // `Full`: a CPU that sees the mode sees all that was done to bring it about.
+        // `Full`: a CPU that sees the mode sees all that was done to bring it about
+        // (litmus: counters-are-zero).
         let mut word = word_of.load(Relaxed);
         while !word.has(DEAD) {
             match word_of.cmpxchg(word, word.without(BUSY), Full) {
@@ -431,7 +440,7 @@ impl Count {
             }
         }
 
-        // Killed meanwhile; see `begin_end()`.
+        // Killed meanwhile; see `begin_end()` (litmus: handover).
         //
         // SAFETY: The initial reference keeps the object alive, until the killer or we put it.
         let killer = unsafe { &(*this.as_ptr()).handover }.xchg(CALLBACK_FIRST, Full);
@@ -445,12 +454,12 @@ impl Count {
     ///
     /// Must be called for [`REINIT`] counts.
     fn wait_idle(&self) -> Word {
-        // `Acquire` pairs with the `Full` of `set_idle()` and `finish()`, and with that of the put
-        // in `close()`. A word that is idle was so before or after any `close()` that the atomic
-        // tells of, so in this order the end of a transition is not missed.
+        // `Acquire` pairs with the `Full` of `set_idle()` and `finish()`. A word that is idle was
+        // so before or after any `close()` that the atomic tells of, so in this order the end of a
+        // transition is not missed (litmus: closing-is-seen).
         let idle = || {
             let word = self.word.load(Acquire);
-            let is_idle = !word.has(BUSY) && !is_closing(self.atomic.load(Acquire));
+            let is_idle = !word.has(BUSY) && !is_closing(self.atomic.load(Relaxed));
             is_idle.then_some(word)
         };
         loop {
@@ -486,14 +495,15 @@ impl Count {
             let word = count.wait_idle();
             let is_atomic = !word.is_percpu();
             if is_atomic && !notify {
-                // `Full`: what follows comes after what made the mode.
+                // `Full`: what follows comes after what made the mode, as for `wait_idle()`
+                // (litmus: closing-is-seen).
                 if count.word.cmpxchg(word, word.with(FORCE), Full).is_ok() {
                     return;
                 }
                 continue;
             }
-            // `Full`: what follows comes after what made the mode. The mode cannot be changed
-            // before the object was told, as we own `BUSY`.
+            // `Full`: what follows comes after what made the mode (litmus: handover-reset). The
+            // mode cannot be changed before the object was told, as we own `BUSY`.
             let new = word.with(FORCE.union(BUSY));
             if count.word.cmpxchg(word, new, Full).is_err() {
                 continue;
@@ -536,9 +546,11 @@ impl Count {
     pub(super) fn switch_to_percpu(&self) {
         loop {
             let word = self.wait_idle();
-            // `Full`: the counters are zero since the callback, which came before `BUSY` was
-            // cleared. A CPU that finds the word without a flag finds them so by its address
-            // dependency, as in C's `__percpu_ref_switch_to_percpu()`.
+            // The counters are zero since the callback, which came before `BUSY` was cleared. A CPU
+            // that finds the word without a flag finds them so by its address dependency, as in C's
+            // `__percpu_ref_switch_to_percpu()` (litmus: counters-are-zero). For this, `Relaxed`
+            // would do. `Full`: what is counted in the new mode comes after the change
+            // (litmus: references-before-switch).
             if self.word.cmpxchg(word, word.without(FORCE), Full).is_ok() {
                 return;
             }
@@ -642,12 +654,13 @@ impl Count {
                 fsleep(Delta::from_micros(10));
                 continue;
             }
-            // `Full`: of several threads this is the only one, and it sees what the kill has done.
+            // `Full`: of several threads this is the only one, and it sees what the kill has done
+            // (litmus: closing-is-seen).
             if count.word.cmpxchg(word, word.with(BUSY), Full).is_err() {
                 continue;
             }
             // Between the two, another life may have begun and be closing now.
-            let is_closing = is_closing(count.atomic.load(Acquire));
+            let is_closing = is_closing(count.atomic.load(Relaxed));
             let mut state = count.state.load(Relaxed);
             let result = loop {
                 if state & CONFIRM != 0 {
@@ -669,7 +682,7 @@ impl Count {
                 // With a hold of our own until the end. It is added in the same step, so that a
                 // killer that leaves the rest to us waits for the life that it has killed.
                 //
-                // `Full`: see the head of this file.
+                // `Full`: see the head of this file (litmus: freezer-or-reviver).
                 match count.state.cmpxchg(state, to + LIFE, Full) {
                     Ok(_) => break Some(Ok(to)),
                     Err(found) => state = found,
@@ -699,16 +712,16 @@ impl Count {
 
         if is_zero(update(&count.atomic, value::revive)) {
             // The last life has ended, so this one needs a hold of its own. `Relaxed`: we have one,
-            // too, so nothing ends meanwhile.
+            // too, so nothing ends meanwhile (litmus: hold-of-new-life).
             count.state.add(LIFE, Relaxed);
         }
-        // The counters are zero, as for `switch_to_percpu()`.
+        // The counters are zero, as for `switch_to_percpu()` (litmus: lives-do-not-mix).
         //
         // SAFETY: We have a hold of an object that lives more than once, and own `BUSY`.
         unsafe { Self::set_idle(this, word.without(DEAD)) };
         count.wake_up_idle();
         // A killer that came before this has set `KILLING` and left the rest to us. One that comes
-        // later sees that `DEAD` was cleared: both are `Full`.
+        // later sees that `DEAD` was cleared: both are `Full` (litmus: killer-after-reviver).
         let old = change(&count.state, |state| Some(state & !REVIVING));
         if old.is_ok_and(|state| state & KILLING != 0) {
             // SAFETY: We have a hold. The state is dead, and `KILLING` keeps it so.
@@ -759,8 +772,10 @@ impl Callback {
         };
         let is_reinit = state.load(Relaxed) & REINIT != 0;
 
-        // SAFETY: This is the callback. The sections in which the counters were used have ended
-        // before the end of the grace period, which orders their last writes before our reads.
+        // The sections in which the counters were used have ended before the end of the grace
+        // period, which orders their last writes before our reads (litmus: put-before-callback).
+        //
+        // SAFETY: This is the callback, so by the grace period no CPU uses the counters.
         let mut counters = unsafe { Count::counters(word.load(Relaxed)) };
         let mut percpu = 0u64;
         for (_, counter) in counters.iter_mut() {
@@ -771,14 +786,17 @@ impl Callback {
             unsafe { ManuallyDrop::drop(&mut counters) };
         }
 
-        // `NO_KILLER` if it is not killed, or the killer is about to leave it here. `Acquire` pairs
-        // with the `Full` of a killer that has.
-        let closing = !is_reinit || handover.load(Acquire) == KILLED_FIRST;
+        // `NO_KILLER` if it is not killed, or the killer is about to leave it here. `Relaxed`: what
+        // a killer that has left it here has done is seen after the `Full` below
+        // (litmus: handover).
+        let closing = !is_reinit || handover.load(Relaxed) == KILLED_FIRST;
         // An object that lives once, and of whose kill no confirmation is owed, is closed, and its
         // initial reference is put, in one step.
         let at_once = !is_reinit && state.load(Relaxed) & CONFIRM == 0;
-        // `Full` pairs with that in `put()`: the puts before the switch, which the grace period has
-        // ordered before us, come before the end of the object, whichever thread ends it.
+        // `Full` pairs with that in `put()`: the puts in atomic mode before this one, and those
+        // before the switch, which the grace period has ordered before us, come before the end of
+        // the object, whichever thread ends it. For this, `Acquire` would do
+        // (litmus: release-sees-all). `Full` also orders the load of `handover`.
         let global = update(atomic, |old| {
             let new = value::add_counters(old, percpu, closing);
             if at_once {

@@ -192,9 +192,10 @@ pub(super) fn classes() -> impl Iterator<Item = &'static Class> {
 
 impl List {
     fn classes(&self) -> impl Iterator<Item = &'static Class> {
-        // Pairs with the `cmpxchg` in `add()`, which published the class, by its address
-        // dependency.
-        let mut next = self.0.load(Relaxed);
+        // `Acquire` pairs with the `Release` in `add()`, which published the class. An address
+        // dependency would order the first class alone, since the links are plain
+        // (litmus: class-list).
+        let mut next = self.0.load(Acquire);
 
         core::iter::from_fn(move || {
             // SAFETY: Classes live as long as the library.
@@ -206,14 +207,17 @@ impl List {
 
     /// Returns the class that serves `ops`.
     fn find(&self, ops: *mut Ops) -> Option<&'static Class> {
-        self.classes().find(|class| class.ops.load(Relaxed) == ops)
+        // `Acquire` pairs with the `Release` stores in `Class::get()` and `close()`: the class is
+        // not `CLOSED`, as its last user has left it (litmus: class-reuse).
+        self.classes().find(|class| class.ops.load(Acquire) == ops)
     }
 
     /// Returns a class that served no type and now is [`claimed`] for `ops`. Two threads can claim
     /// two classes for the same type, which does no harm.
     fn claim(&self, ops: *mut Ops) -> Option<&'static Class> {
         self.classes().find(|class| {
-            // `Full` pairs with the `Release` store in `close()`, and see `Class::get()`.
+            // `Full` pairs with the `Release` store in `close()` (litmus: class-reuse), and see
+            // `Class::get()`.
             class.ops.load(Relaxed).is_null()
                 && class
                     .ops
@@ -229,7 +233,7 @@ impl List {
         let class = KBox::into_raw(unsafe { Pin::into_inner_unchecked(class) });
 
         // SAFETY: `class` is valid, and not published until `cmpxchg()` succeeds. `Release` pairs
-        // with the load in `classes()`.
+        // with the load in `classes()` (litmus: class-list).
         while let Err(first) = self.0.cmpxchg(unsafe { (*class).next }, class, Release) {
             // SAFETY: The `cmpxchg()` failed, so `class` is still not published.
             unsafe { (*class).next = first };
@@ -272,7 +276,8 @@ impl Class {
                     return Err(ENODEV);
                 }
                 if let Some(class) = list.find(ops) {
-                    // Before the section ends, so that `close()` counts the object.
+                    // Before the section ends, so that `close()` counts the object
+                    // (litmus: begun-or-closed).
                     class.live.add(1, Relaxed);
                     class.add_unkilled();
                     return Ok(class);
@@ -282,11 +287,11 @@ impl Class {
                     class.add_unkilled();
                     // For the module's first class: `claim()` and `mark_closed()` are both `Full`.
                     // So either this sees that the module is closed, or `module_going()` sees the
-                    // class, and waits for this section.
+                    // class, and waits for this section (litmus: class-claimed-or-closed).
                     if !rcu::unload::is_closed(ops.cast(), &section) {
                         // INVARIANT: The module is there.
                         //
-                        // `Release` pairs with the address dependency in `find()`.
+                        // `Release` pairs with the `Acquire` in `find()` (litmus: class-reuse).
                         class.ops.store(ops, Release);
                         return Ok(class);
                     }
@@ -340,7 +345,7 @@ impl Class {
     /// A caller that entered the module's functions ([`Class::enter`]) to end the object must call
     /// this before it leaves them, so that [`Class::close`] finds the right number.
     pub(super) fn put(&self) {
-        // `Release` pairs with the acquire load of the waiter in `module_going()`.
+        // `Release` pairs with the `Acquire` in `wait_for_objects()` (litmus: class-put).
         if self.live.fetch_sub(1, Release) == 1 {
             self.waiters.wake_up(&raw const self.live);
         }
@@ -352,8 +357,10 @@ impl Class {
     pub(super) fn enter(&self) -> Option<Running<'_>> {
         let mut old = self.running.load(Relaxed);
         while old & CLOSED == 0 {
-            // `Acquire` pairs with the `Full` in `close()`, on the same variable: either `close()`
-            // comes second and waits for us, or we find `CLOSED`, and do not delay it.
+            // Either `close()`, which changes the same variable, comes second and waits for us, or
+            // we find `CLOSED`, and do not delay it (litmus: class-enter-close). `Acquire` pairs
+            // with the `Release` store of zero there: a class that was closed and is not used again
+            // has nothing to call (litmus: class-enter-later).
             match self.running.cmpxchg(old, old + 1, Acquire) {
                 Ok(_) => {
                     // INVARIANT: Counted. If `ops` is not callable, the value is dropped here.
@@ -370,16 +377,16 @@ impl Class {
 
     /// Ensures that none of the module's functions is called any more.
     fn close(&self, ops: &Ops, module: &CStr) {
-        // `Full`: see `enter()`.
-        self.running.fetch_add(CLOSED, Full);
+        // `Relaxed`: `enter()` changes the same variable (litmus: class-enter-close).
+        self.running.fetch_add(CLOSED, Relaxed);
         if self.running.load(Relaxed) != CLOSED {
             pr_warn!(
                 "unloading {module} waits for a release of {}\n",
                 (ops.name)()
             );
         }
-        // `Acquire` pairs with the `Release` in `Running::drop()`, which wakes us up. Without a
-        // bound, the wait does not fail.
+        // `Acquire` pairs with the `Release` in `Running::drop()`, which wakes us up
+        // (litmus: class-enter-close). Without a bound, the wait does not fail.
         let _ = self
             .waiters
             .wait_event(&raw const self.running, Until::Done, None, || {
@@ -398,12 +405,12 @@ impl Class {
         }
 
         // A thread that enters from now on, for a message, finds nothing to call. `Release` pairs
-        // with the `Acquire` in `enter()`.
+        // with the `Acquire` in `enter()` (litmus: class-enter-later).
         self.ops.store(ABANDONED, Relaxed);
         self.holders.renew();
         self.running.store(0, Release);
         // `Release` pairs with the `Full` in `claim()`: the next user sees `running` without
-        // `CLOSED`.
+        // `CLOSED` (litmus: class-reuse).
         self.ops.store(ptr::null_mut(), Release);
     }
 }
@@ -429,7 +436,7 @@ impl Running<'_> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        // `Release` pairs with the acquire load of the waiter in `close()`.
+        // `Release` pairs with the `Acquire` in `close()` (litmus: class-enter-close).
         if self.class.running.fetch_sub(1, Release) == CLOSED + 1 {
             self.class.waiters.wake_up(&raw const self.class.running);
         }
@@ -476,14 +483,15 @@ pub unsafe fn module_going(module: *const bindings::module, timeout: Delta) {
         }
     }
 
-    // `Full`, before we look for callbacks and classes again: see `Class::get()`.
+    // `Full`, before we look for callbacks and classes again: see `Class::get()`
+    // (litmus: class-claimed-or-closed).
     rcu::unload::mark_closed(&memory);
     // A callback may have made the first object, or be about to.
     let has_objects =
         self::classes().any(|class| memory.contains(class.ops.load(Relaxed).addr() & !CLAIMED));
     if has_objects {
         // Threads in `Class::get()` count their objects before this returns, or see that the module
-        // is closed.
+        // is closed (litmus: begun-or-closed).
         //
         // SAFETY: By the context of this function, we can sleep.
         unsafe { bindings::synchronize_rcu() };
@@ -531,8 +539,8 @@ where
         }
         told = true;
 
-        // `Acquire` pairs with the `Release` in `Class::put()`, which wakes us up. The loop looks
-        // at the time itself.
+        // `Acquire` pairs with the `Release` in `Class::put()`, which wakes us up
+        // (litmus: class-put). The loop looks at the time itself.
         let _ = class
             .waiters
             .wait_event(&raw const class.live, Until::Done, Some(left), || {

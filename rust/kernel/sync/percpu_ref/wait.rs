@@ -127,7 +127,7 @@ impl WaitQueue {
                 .min(c_long::MAX as c_ulong) as c_long
         });
         // Pairs with the barrier in `wake_up()`: either the waker sees the waiter, or we see the
-        // change.
+        // change (litmus: no-lost-wake-up).
         //
         // SAFETY: Can be called from any context.
         unsafe { bindings::smp_mb() };
@@ -195,7 +195,7 @@ impl WaitQueue {
     /// long as it takes to look at each of them.
     pub(super) fn wake_up<T>(&self, var: *const T) {
         // Pairs with the barrier in `wait_event()`: either we see the waiter, or the waiter sees
-        // the change.
+        // the change (litmus: no-lost-wake-up).
         //
         // SAFETY: Can be called from any context.
         unsafe { bindings::smp_mb() };

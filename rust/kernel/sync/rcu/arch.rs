@@ -23,7 +23,7 @@ pub(crate) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
 ///
 /// C's `rcu_dereference()` orders only what is reached through the pointer. That is not enough for
 /// safe code, which may read any memory that the publishing thread has written before, for example
-/// a static that the object is the proof of.
+/// a static that the object is the proof of (litmus: place-sees-maker).
 #[doc(alias("smp_load_acquire", "rcu_dereference"))]
 #[inline(always)]
 pub(crate) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {

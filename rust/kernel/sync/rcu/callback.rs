@@ -206,7 +206,7 @@ fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu, callback: Callback) {
     if !P::IN_KERNEL_CRATE {
         // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or
         // `synchronize_rcu()` there waits for this critical section, and the `rcu_barrier()` after
-        // it for our callback.
+        // it for our callback (litmus: begun-or-closed).
         let section = read_lock();
         if !unload::may_queue(callback as *const c_void, &section) {
             pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");

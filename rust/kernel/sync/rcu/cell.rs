@@ -110,7 +110,8 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
     #[doc(alias = "rcu_dereference")]
     #[inline]
     pub fn load<'a>(&'a self, _section: &'a Guard) -> Option<&'a T> {
-        // Pairs with the `Full` in `replace()`: the object is seen as it was made.
+        // Pairs with the `Full` in `replace()`: the object is seen as it was made
+        // (litmus: place-sees-maker).
         let node = NonNull::new(load_acquire(&self.node))?;
         // SAFETY: By the type invariant, the node is that of a box which this place owned in the
         // critical section, so that the box is dropped later than the section began.
@@ -129,7 +130,7 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
     pub fn replace(&self, new: Option<RcuBox<T, A>>) -> Option<RcuBox<T, A>> {
         let new = new.map_or(ptr::null_mut(), |new| RcuBox::into_node(new).as_ptr());
         // `Full` pairs with `load_acquire()` in `load()`. It also makes what another writer has
-        // done before it put the old object here visible to us.
+        // done before it put the old object here visible to us (litmus: place-sees-maker).
         //
         // INVARIANT: The new box is owned from here on, and the old one no more.
         let old = NonNull::new(self.node.xchg(new, Full))?;

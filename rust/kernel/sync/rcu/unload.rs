@@ -147,7 +147,7 @@ fn set_queued(text: usize) {
     let mut old = slot.load(Relaxed);
     while old != page && old != MANY {
         let new = if old == 0 { page } else { MANY };
-        // `Relaxed`: `may_queue()` has a barrier.
+        // `Relaxed`: `may_queue()` has a barrier (litmus: queued-or-closed).
         match slot.cmpxchg(old, new, Relaxed) {
             Ok(_) => return,
             Err(found) => old = found,
@@ -181,7 +181,7 @@ pub(super) fn may_queue(text: *const c_void, section: &Guard) -> bool {
     // Pairs with the `Full` in `mark_closed()`: each thread that queues a callback has written, or
     // has seen, the page of the callback, and then reads the list. The closing thread writes the
     // list and then reads the slots. So either this sees that the module is closed, or the closing
-    // thread sees the page, and waits.
+    // thread sees the page, and waits (litmus: queued-or-closed).
     //
     // SAFETY: Can be called from any context.
     unsafe { bindings::smp_mb() };
@@ -224,7 +224,8 @@ static FIRST: Atomic<*mut Closed> = Atomic::new(ptr::null_mut());
 
 /// Returns all entries.
 fn entries() -> impl Iterator<Item = &'static Closed> {
-    // `Acquire` pairs with the `Full` in `claim()`, which published the entry.
+    // `Acquire` pairs with the `Full` in `claim()`, which published the entry, and orders those
+    // behind it, whose links are plain (litmus: closed-list).
     let mut next = FIRST.load(Acquire);
     iter::from_fn(move || {
         // SAFETY: Entries are not freed while the library is in use.
@@ -237,7 +238,8 @@ fn entries() -> impl Iterator<Item = &'static Closed> {
 /// Returns the entries of closed modules, whose memory can be used in this critical section.
 fn closed(_section: &Guard) -> impl Iterator<Item = (&'static Closed, &ModuleMemory)> {
     entries()
-        // `Acquire` pairs with the `Full` in `mark_closed()`: the memory is that of the module.
+        // `Acquire` pairs with the `Full` in `mark_closed()`: the memory is that of the module
+        // (litmus: closed-list).
         .filter(|entry| entry.state.load(Acquire) == CLOSED)
         // SAFETY: The state was `CLOSED` in this critical section, so by the type invariant the
         // memory is not written before its end.
@@ -252,7 +254,8 @@ pub(crate) fn is_closed(text: *const c_void, section: &Guard) -> bool {
 /// Returns an unused entry, in the state [`CLAIMED`].
 fn claim() -> &'static Closed {
     if let Some(entry) = entries().find(|entry| {
-        // `Acquire` pairs with the `Full` in `Opened::run()`: readers are done with the entry.
+        // `Acquire` pairs with the `Full` in `Opened::run()`: readers are done with the entry
+        // (litmus: closed-entry-reuse).
         entry.state.load(Relaxed) == FREE && entry.state.cmpxchg(FREE, CLAIMED, Acquire).is_ok()
     }) {
         return entry;
@@ -271,7 +274,7 @@ fn claim() -> &'static Closed {
         }
     };
     // SAFETY: `entry` is valid, and not published until `cmpxchg()` succeeds. `Full` pairs with the
-    // `Acquire` in `entries()`.
+    // `Acquire` in `entries()` (litmus: closed-list).
     while let Err(first) = FIRST.cmpxchg(unsafe { (*entry).next }, entry, Full) {
         // SAFETY: The `cmpxchg()` failed, so `entry` is still not published.
         unsafe { (*entry).next = first };
@@ -290,7 +293,8 @@ pub(crate) fn mark_closed(memory: &ModuleMemory) {
     let entry = claim();
     // SAFETY: We have changed the state to `CLAIMED`.
     unsafe { entry.memory.get().write(*memory) };
-    // `Full` pairs with the `Acquire` in `closed()`. The other direction is in `may_queue()`.
+    // `Full` pairs with the `Acquire` in `closed()` (litmus: closed-list). The other direction is
+    // in `may_queue()` (litmus: queued-or-closed).
     entry.state.xchg(CLOSED, Full);
 }
 
@@ -318,7 +322,7 @@ static USES_TASKS: Atomic<u32> = Atomic::new(0);
 /// Remembers that a callback is about to be passed to RCU Tasks.
 pub(super) fn set_uses_tasks() {
     // `Relaxed`: threads that wait for the callback are ordered after this, by what they know of
-    // the callback by, or by `synchronize_rcu()`.
+    // the callback by, or by `synchronize_rcu()` (litmus: queued-to-tasks).
     if USES_TASKS.load(Relaxed) == 0 {
         USES_TASKS.store(1, Relaxed);
     }
@@ -338,7 +342,9 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
     if !has_queued(memory) {
         return;
     }
-    // SAFETY: We are in process context. After this, all critical sections see the mark, ...
+    // After this, all critical sections see the mark, ... (litmus: begun-or-closed)
+    //
+    // SAFETY: We are in process context.
     unsafe { bindings::synchronize_rcu() };
     // ... so after this, no callback of the module is left.
     barrier();
@@ -420,7 +426,7 @@ impl_rcu_pointer! {
     // SAFETY: Entries are not freed while the library is in use, and do not move. By the type
     // invariant, there is one value for an entry, so its head is used once at a time.
     unsafe impl RcuPointer for Opened(Closed, head), |Opened(entry): Opened| {
-        // `Full` pairs with the `Acquire` in `claim()`.
+        // `Full` pairs with the `Acquire` in `claim()` (litmus: closed-entry-reuse).
         //
         // SAFETY: Entries are not freed while the library is in use.
         unsafe { entry.as_ref() }.state.xchg(FREE, Full);

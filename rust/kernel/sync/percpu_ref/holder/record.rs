@@ -162,7 +162,7 @@ impl Holder {
             set(&record.len, len.try_into().unwrap_or(u32::MAX));
         }
         // Pairs with the `Acquire` in `Entry::read()`: what the count points to, and the other
-        // fields, are seen as they are now.
+        // fields, are seen as they are now (litmus: record-is-whole).
         //
         // INVARIANT: The record was reserved for this CPU, and we have taken it.
         let count = count.as_ptr().cast::<c_void>();
@@ -200,7 +200,8 @@ impl Holder {
     pub(in super::super) fn end(self) {
         if let Some(record) = self.0 {
             // Pairs with the load in `reserve()`: what the next holder stores comes after what this
-            // one has stored.
+            // one has stored (litmus: record-reuse). The count that it had is there for readers in
+            // their critical sections (litmus: record-count-stays).
             store_release(&record.count, ptr::null_mut());
         }
     }
@@ -311,7 +312,7 @@ fn now() -> u32 {
 /// Returns the chunk with this number, if there is one.
 fn chunk(number: usize) -> Option<&'static Chunk> {
     // An address dependency orders what is reached by the pointer. It pairs with the `Release` in
-    // `add_chunk()`.
+    // `add_chunk()` (litmus: record-chunk).
     //
     // SAFETY: Chunks are not freed while the library is in use.
     unsafe { read_once(CHUNKS.get(number)?).as_ref() }
@@ -386,12 +387,12 @@ fn reserve(start: usize, tries: usize) -> Option<(usize, u32)> {
         let number = (start + i) % len;
         let chunk = chunk(number)?;
         // `Acquire` pairs with the `Release` below: one CPU reserves at a time, and an interrupt
-        // goes on to another chunk.
+        // goes on to another chunk (litmus: record-chunk-lock).
         chunk.is_locked.cmpxchg(0, 1, Acquire).ok()?;
         let (mut bits, mut bit) = (0, 1);
         for record in &chunk.records {
             // Pairs with the store in `end()`, by a control dependency: the next holder stores only
-            // if the record was found to be free.
+            // if the record was found to be free (litmus: record-reuse).
             if read_once(&record.count).is_null() {
                 set(&record.count, RESERVED);
                 bits |= bit;
@@ -422,7 +423,7 @@ fn add_chunk() -> Option<(usize, u32)> {
         // leaked; that happens once for each CPU at most.
         return None;
     };
-    // `Release` pairs with the address dependency in `chunk()`.
+    // `Release` pairs with the address dependency in `chunk()` (litmus: record-chunk).
     place.store(chunk.as_ptr(), Release);
     Some((number, ALL))
 }
@@ -543,7 +544,7 @@ impl Entry {
     /// The caller must be in an RCU read-side critical section, and must not use the count after
     /// that.
     unsafe fn read(record: &Record) -> Option<(NonNull<Count>, Self)> {
-        // Pairs with `store_release()` in `Holder::new()`.
+        // Pairs with `store_release()` in `Holder::new()` (litmus: record-is-whole).
         let tagged = record.count.load(Acquire);
         let kind = match tagged.addr() & KIND_MASK {
             0 => Kind::Guard,
@@ -553,9 +554,9 @@ impl Entry {
             _ => return None,
         };
         let count = NonNull::new(tagged.map_addr(|addr| addr & !KIND_MASK))?.cast::<Count>();
-        // `Acquire`: the clock is read after it. If the record has got another holder since it was
-        // read above, that one may be younger than the clock.
-        let age = now().wrapping_sub(record.when.load(Acquire));
+        // If the record has got another holder since it was read above, that one may be younger
+        // than the clock.
+        let age = now().wrapping_sub(record.when.load(Relaxed));
         let age = if age > i32::MAX as u32 { 0 } else { age };
         // SAFETY: The caller's critical section keeps the count, and by the type invariant of
         // `Record`, the site.
