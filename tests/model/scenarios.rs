@@ -38,6 +38,8 @@ pub struct Seen {
     is_gone: AtomicBool,
     /// The next release is to bring the object back to life by this handle, and kill it again.
     revive: AtomicUsize,
+    /// How often the mode was changed back.
+    switched_back: AtomicUsize,
 }
 
 static SEEN: Seen = Seen {
@@ -47,11 +49,13 @@ static SEEN: Seen = Seen {
     switched: AtomicUsize::new(0),
     is_gone: AtomicBool::new(false),
     revive: AtomicUsize::new(0),
+    switched_back: AtomicUsize::new(0),
 };
 
 impl Seen {
     pub fn clear(&self) {
-        for counter in [&self.releases, &self.drops, &self.confirmed, &self.switched, &self.revive] {
+        let Self { releases, drops, confirmed, switched, revive, switched_back, .. } = self;
+        for counter in [releases, drops, confirmed, switched, revive, switched_back] {
             counter.store(0, SeqCst);
         }
         self.is_gone.store(false, SeqCst);
@@ -113,6 +117,9 @@ impl<const MAY_SLEEP: bool> Counted for Thing<MAY_SLEEP> {
     fn switched(&self) {
         self.called();
         SEEN.switched.fetch_add(1, SeqCst);
+        let before = SEEN.switched_back.load(SeqCst);
+        loom::thread::yield_now();
+        expect(&SEEN.switched_back, before);
     }
 }
 
@@ -214,6 +221,8 @@ pub static ALL: &[Scenario] = &[
     scenario("freeze_against_kill", freeze_against_kill, dropped).at_most(1),
     scenario("freeze_against_freeze", freeze_against_freeze, dropped).at_most(1),
     scenario("freeze_against_put", freeze_against_put, dropped).at_most(3),
+    scenario("zero_when_closed", zero_when_closed, one_life).at_most(2),
+    scenario("confirmation_of_switch", confirmation_of_switch, one_life).at_most(3),
     scenario("switch_against_switch", switch_against_switch, one_life).at_most(2),
     scenario("wait_against_put", wait_against_put, one_life).at_most(4),
     scenario("handle_against_put", handle_against_put, one_life).at_most(4),
@@ -397,6 +406,35 @@ fn freeze_against_put() -> Vec<Actor> {
             assert!(object.try_get_live().is_some());
         }),
         actor(move || pass(Some(guard))),
+    ]
+}
+
+/// When the kill is done and there are no references, the count is zero.
+fn zero_when_closed() -> Vec<Actor> {
+    let object = Arc::new(reinit());
+    let other = object.clone();
+    vec![
+        actor(move || {
+            object.kill();
+            object.switch_to_atomic_sync();
+            assert!(object.is_zero());
+        }),
+        actor(move || {
+            other.switch_to_atomic();
+        }),
+    ]
+}
+
+/// The mode stays until the object was told of it.
+fn confirmation_of_switch() -> Vec<Actor> {
+    let object = Arc::new(atomic());
+    let other = object.clone();
+    vec![
+        actor(move || object.switch_to_atomic()),
+        actor(move || {
+            other.switch_to_percpu();
+            SEEN.switched_back.fetch_add(1, SeqCst);
+        }),
     ]
 }
 
