@@ -590,14 +590,19 @@ fn kill_checked<T: Counted + AsRef<Thing>>(thing: &PercpuRef<T>) -> bool {
 }
 
 /// Waits for `condition`, for at most half a minute: a debugging kernel in an emulator is slow.
+#[track_caller]
 fn wait_for(condition: impl Fn() -> bool) -> Result {
     wait_for_secs(30, condition)
 }
 
+#[track_caller]
 fn wait_for_secs(secs: i64, condition: impl Fn() -> bool) -> Result {
+    let caller = core::panic::Location::caller();
     let start = Instant::<Monotonic>::now();
     while !condition() {
-        check!(start.elapsed() < Delta::from_secs(secs));
+        if start.elapsed() >= Delta::from_secs(secs) {
+            return Err(failed(caller.file(), caller.line(), "not in time"));
+        }
         fsleep(Delta::from_millis(1));
     }
     Ok(())

@@ -55,7 +55,7 @@ const fn in_callback(function: &'static CStr, nth: u32) -> At {
 }
 
 impl At {
-    /// Holds this call, if its first argument is one of the `size` bytes before `end`.
+    /// Holds this call, if an argument of it is one of the `size` bytes before `end`.
     fn before<T>(self, end: *const T, size: usize) -> Result<Option<Window>> {
         Window::open_call(&Calls {
             function: self.function.as_char_ptr(),
@@ -130,6 +130,7 @@ impl<R: Send + Unpin + 'static> Worker<R> {
         self.done.get() != 0
     }
 
+    #[track_caller]
     fn join(self) -> Result<R> {
         wait_for(|| self.done.get() != 0)?;
         let result = self.result.lock().take();
@@ -707,8 +708,9 @@ pub(super) fn wake_up_comes_before_wait() -> Result<Outcome> {
         let guard = thing.try_get().ok_or(EIO)?;
         check!(kill_checked(&thing));
         wait_for(|| events.confirmed.get() == 1)?;
-        let begin = Arc::new(Counter::default(), GFP_KERNEL)?;
-        let (begun, waited_for) = (begin.clone(), thing.clone());
+        let begun = Arc::new(Counter::default(), GFP_KERNEL)?;
+        let begin = ScopeGuard::new_with_data(begun.clone(), |begun| begun.inc());
+        let waited_for = thing.clone();
         // The thread is there before the window is opened: to make one takes a completion, too.
         let waiter = Worker::spawn(there, move || {
             while begun.get() == 0 {
@@ -717,7 +719,7 @@ pub(super) fn wake_up_comes_before_wait() -> Result<Outcome> {
             waited_for.wait_released_timeout(Delta::from_secs(3))
         })?;
         let window = open!(in_thread(c"rust_helper_init_completion", 1).anywhere());
-        begin.inc();
+        drop(begin);
         wait_for(|| window.is_held())?;
         drop(guard);
         check!(window.is_held() && events.released.get() == 1);

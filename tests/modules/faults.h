@@ -16,8 +16,9 @@ enum percpu_ref_test_place { READ_WORD, INCREMENT, DECREMENT };
 /**
  * struct percpu_ref_test_calls - the calls of a function of the kernel's
  * @function: the name of the function
- * @from: the calls are those whose first argument is here or in the @size bytes after this
- * @size: 0: any first argument
+ * @from: the calls are those whose first or second argument is this, or lies in the @size bytes
+ *	after it
+ * @size: 0: any arguments
  * @in_callback: the calls are those of RCU callbacks, and else those of the threads of the tests,
  *	which have the name of the test module
  * @nth: which of these calls is held, from 1 on

@@ -95,9 +95,11 @@ static int window_open(void *function, enum percpu_ref_test_place place)
 
 static bool is_meant(struct pt_regs *regs)
 {
-	unsigned long first = regs_get_kernel_argument(regs, 0);
+	/* The variable comes second where a value comes first. */
+	unsigned long first = regs_get_kernel_argument(regs, 0) - calls.from;
+	unsigned long second = regs_get_kernel_argument(regs, 1) - calls.from;
 
-	if (calls.size && first - calls.from >= calls.size)
+	if (calls.size && first >= calls.size && second >= calls.size)
 		return false;
 	if (calls.in_callback)
 		return softirq_count();
@@ -113,27 +115,29 @@ static int divert_call(struct kprobe *probe, struct pt_regs *regs)
 
 static int window_open_call(const struct percpu_ref_test_calls *wanted)
 {
-	/* Behind the call of ftrace, and behind endbr64 where that comes first. */
-	static const unsigned int offsets[] = { MCOUNT_INSN_SIZE, MCOUNT_INSN_SIZE + 4 };
-	int i, err = -ENOENT;
+	int err;
 
 	calls = *wanted;
 	atomic_set(&calls_left, calls.nth);
 	let_go = false;
 	armed = true;
-	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
-		probe = (struct kprobe) {
-			.symbol_name = calls.function,
-			.offset = offsets[i],
-			.pre_handler = divert_call,
-			.post_handler = nothing,
-		};
-		/* It fails in the middle of an instruction. */
-		err = register_kprobe(&probe);
-		if (!err)
-			break;
-	}
-	return err;
+	probe = (struct kprobe) {
+		.symbol_name = calls.function,
+		.pre_handler = divert_call,
+		.post_handler = nothing,
+	};
+	err = register_kprobe(&probe);
+	if (err || !kprobe_ftrace(&probe))
+		return err;
+
+	/* There, ftrace would return to its caller. The next instruction is as good. */
+	unregister_kprobe(&probe);
+	probe = (struct kprobe) {
+		.addr = probe.addr + MCOUNT_INSN_SIZE,
+		.pre_handler = divert_call,
+		.post_handler = nothing,
+	};
+	return register_kprobe(&probe);
 }
 
 static bool window_is_held(void)
