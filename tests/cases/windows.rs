@@ -124,6 +124,23 @@ impl<R: Send + Unpin + 'static> Worker<R> {
         })
     }
 
+    /// As `spawn()`, but runs nothing before the returned value is dropped: while a callback is held
+    /// on a CPU, what creates threads may be waiting for that CPU.
+    fn spawn_early(
+        cpu: CpuId,
+        run: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<(Self, impl Drop)> {
+        let begun = Arc::new(Counter::default(), GFP_KERNEL)?;
+        let begin = ScopeGuard::new_with_data(begun.clone(), |begun| begun.inc());
+        let worker = Self::spawn(cpu, move || {
+            while begun.get() == 0 {
+                fsleep(Delta::from_micros(100));
+            }
+            run()
+        })?;
+        Ok((worker, begin))
+    }
+
     /// Returns whether the thread is done although it should wait. Gives it time to be.
     fn is_done_early(&self) -> bool {
         fsleep(Delta::from_millis(30));
@@ -211,8 +228,8 @@ pub(super) fn get_and_put_count_in_their_section() -> Result<Outcome> {
         let window = open!(Window::open(find as *const c_void, Place::Increment));
         let used = place.clone();
         let user = Worker::spawn(there, move || drop(find(&used)))?;
-        let thing = place.replace(None).ok_or(EIO)?;
-        check_section(window, user, &events, || kill_checked(&thing))?;
+        let kill = || place.replace(None).is_some_and(|thing| kill_checked(&thing));
+        check_section(window, user, &events, kill)?;
         check_end(&events, 1, 1)?;
         Ok(Passed)
     })
@@ -338,12 +355,8 @@ pub(super) fn switch_ends_before_killer_hands_over() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
         let window = open!(in_thread(HANDOVER_XCHG, 1).on(modal.value()));
-        let begin = Arc::new(Counter::default(), GFP_KERNEL)?;
-        let (begun, switched) = (begin.clone(), modal.clone());
-        let killer = Worker::spawn(there, move || {
-            while begun.get() == 0 {
-                fsleep(Delta::from_micros(100));
-            }
+        let switched = modal.clone();
+        let (killer, begin) = Worker::spawn_early(there, move || {
             switched.switch_to_atomic();
             switched.kill_and_confirm()
         })?;
@@ -351,7 +364,7 @@ pub(super) fn switch_ends_before_killer_hands_over() -> Result<Outcome> {
             // The switch is under way until this ends.
             let _section = PreemptGuard::new();
             let start = Instant::<Monotonic>::now();
-            begin.inc();
+            drop(begin);
             while !window.is_held() && start.elapsed() < Delta::from_secs(5) {}
         }
         wait_for(|| events.switched.get() == 1)?;
@@ -547,9 +560,11 @@ pub(super) fn nothing_begins_before_closed() -> Result<Outcome> {
             let (modal, events) = modal()?;
             // The first one closes.
             let window = open!(in_callback(STATE_CMPXCHG, 2).on(modal.value()));
+            let used = modal.clone();
+            let (beginner, begin) = Worker::spawn_early(here, move || begin(&used))?;
             check!(with(&modal, there, |modal| modal.kill())?.join()?);
             wait_for(|| window.is_held())?;
-            let beginner = with(&modal, here, begin)?;
+            drop(begin);
             check!(!beginner.is_done_early() && window.is_held());
             check!(modal.is_zero() && events.released.get() == 0);
             drop(window);
@@ -603,9 +618,10 @@ pub(super) fn revival_waits_for_confirmation() -> Result<Outcome> {
             let told = Arc::new(told, GFP_KERNEL)?;
             let frozen = is_frozen.then(|| told.freeze());
             let (killed, revived) = (told.clone(), told.clone());
+            let (reviver, begin) = Worker::spawn_early(here, move || revived.resurrect())?;
             let killer = Worker::spawn(there, move || killed.kill_and_confirm())?;
             wait_for(|| told.value().begun.get() == 1)?;
-            let reviver = Worker::spawn(here, move || revived.resurrect())?;
+            drop(begin);
             check!(!reviver.is_done_early() && events.confirmed.get() == 0);
             told.value().go_on.inc();
             check!(reviver.join()?.is_ok() && killer.join()?);
@@ -708,14 +724,9 @@ pub(super) fn wake_up_comes_before_wait() -> Result<Outcome> {
         let guard = thing.try_get().ok_or(EIO)?;
         check!(kill_checked(&thing));
         wait_for(|| events.confirmed.get() == 1)?;
-        let begun = Arc::new(Counter::default(), GFP_KERNEL)?;
-        let begin = ScopeGuard::new_with_data(begun.clone(), |begun| begun.inc());
         let waited_for = thing.clone();
-        // The thread is there before the window is opened: to make one takes a completion, too.
-        let waiter = Worker::spawn(there, move || {
-            while begun.get() == 0 {
-                fsleep(Delta::from_micros(100));
-            }
+        // Before the window is opened, since creating a thread takes a completion, too.
+        let (waiter, begin) = Worker::spawn_early(there, move || {
             waited_for.wait_released_timeout(Delta::from_secs(3))
         })?;
         let window = open!(in_thread(c"rust_helper_init_completion", 1).anywhere());
