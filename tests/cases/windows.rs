@@ -437,27 +437,32 @@ fn slow_killer(here: CpuId, there: CpuId, kills_again: bool) -> Result<Outcome> 
     check_live(modal, &events, 1, 1)
 }
 
-/// A thread that takes a kill back is held before it clears `DEAD`. Another kill comes, and leaves
-/// the end to that thread. A wait for the release waits for it as well.
+/// A thread that takes a kill back is held before it begins the new life, and before it clears
+/// `DEAD`. Another kill comes, and leaves the end to that thread. A wait for the release waits for it
+/// as well.
 pub(super) fn kill_meets_revival() -> Result<Outcome> {
     apart(|here, there| {
-        let (modal, events) = modal()?;
-        check!(modal.kill_and_wait());
-        let window = open!(in_thread(WORD_XCHG, 1).on(modal.value()));
-        let reviver = with(&modal, there, |modal| modal.resurrect())?;
-        wait_for(|| window.is_held())?;
-        let killer = with(&modal, here, |modal| {
-            modal.kill_and_confirm();
-            modal.wait_released();
-        })?;
-        check!(!killer.is_done_early() && window.is_held());
-        check!(events.confirmed.get() == 0 && events.released.get() == 1);
-        drop(window);
-        check!(reviver.join()?.is_ok());
-        killer.join()?;
-        check!(events.confirmed.get() == 1 && events.released.get() == 2);
-        check!(modal.resurrect().is_ok());
-        check_live(modal, &events, 1, 2)
+        // The first call of the two changes the state.
+        for at in [in_thread(STATE_CMPXCHG, 2), in_thread(WORD_XCHG, 1)] {
+            let (modal, events) = modal()?;
+            check!(modal.kill_and_wait());
+            let window = open!(at.on(modal.value()));
+            let reviver = with(&modal, there, |modal| modal.resurrect())?;
+            wait_for(|| window.is_held())?;
+            let killer = with(&modal, here, |modal| {
+                modal.kill_and_confirm();
+                modal.wait_released();
+            })?;
+            check!(!killer.is_done_early() && window.is_held());
+            check!(events.confirmed.get() == 0 && events.released.get() == 1);
+            drop(window);
+            check!(reviver.join()?.is_ok());
+            killer.join()?;
+            check!(events.confirmed.get() == 1 && events.released.get() == 2);
+            check!(modal.resurrect().is_ok());
+            check_live(modal, &events, 1, 2)?;
+        }
+        Ok(Passed)
     })
 }
 
