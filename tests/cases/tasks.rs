@@ -47,7 +47,8 @@ pub(super) enum Place {
 /// The module `rust_percpu_ref_faults` stays in place, and the probe is set.
 pub(super) struct Window(&'static Hold);
 
-pub(super) const NO_WINDOW: Result<Outcome> = Ok(Skipped("needs rust_percpu_ref_faults.ko, on x86-64"));
+pub(super) const NO_WINDOW: Result<Outcome> =
+    Ok(Skipped("needs rust_percpu_ref_faults.ko, on x86-64"));
 
 impl Window {
     /// Holds the first one that comes to `place` in `function`. Returns `None` if that is not

@@ -228,7 +228,11 @@ pub(super) fn get_and_put_count_in_their_section() -> Result<Outcome> {
         let window = open!(Window::open(find as *const c_void, Place::Increment));
         let used = place.clone();
         let user = Worker::spawn(there, move || drop(find(&used)))?;
-        let kill = || place.replace(None).is_some_and(|thing| kill_checked(&thing));
+        let kill = || {
+            place
+                .replace(None)
+                .is_some_and(|thing| kill_checked(&thing))
+        };
         check_section(window, user, &events, kill)?;
         check_end(&events, 1, 1)?;
         Ok(Passed)
@@ -619,7 +623,8 @@ pub(super) fn revival_waits_for_confirmation() -> Result<Outcome> {
                 begun: Counter::default(),
                 go_on: Counter::default(),
             };
-            let told: PercpuRef<Told, Reinit> = UniquePercpuRef::new_reinit(told, GFP_KERNEL)?.into();
+            let told: PercpuRef<Told, Reinit> =
+                UniquePercpuRef::new_reinit(told, GFP_KERNEL)?.into();
             let told = Arc::new(told, GFP_KERNEL)?;
             let frozen = is_frozen.then(|| told.freeze());
             let (killed, revived) = (told.clone(), told.clone());
