@@ -5,8 +5,8 @@
  * CONFIG_RUST_INLINE_HELPERS is not set.
  *
  * The parameter `hold` does the latter from the shell: the name of a function opens the window for
- * its first call by a thread of the tests, and an empty name closes it. It reads as 1 while a thread
- * is held.
+ * its first call by a thread of the tests, and an empty name closes it. It reads as 1 while a
+ * thread is held.
  */
 
 #include <linux/delay.h>
@@ -65,9 +65,9 @@ static bool is_at(const u8 *code, enum percpu_ref_test_place place)
 	if (place == READ_WORD)
 		return (code[0] & 0xf8) == 0x48 && code[1] == 0x8b && code[2] >> 6 == 1 &&
 		       code[3] == 8;
-	/* incq or decq of what is at %gs and a register, which a variable of the kernel's is not. */
-	return code[0] == 0x65 && (code[3] & 0xc7) != 0x05 && (code[1] & 0xf8) == 0x48 && code[2] == 0xff &&
-	       (code[3] >> 3 & 7) == (place == DECREMENT);
+	/* incq or decq of what is at %gs and a register; that of a variable has %rip. */
+	return code[0] == 0x65 && (code[1] & 0xf8) == 0x48 && code[2] == 0xff &&
+	       (code[3] & 0xc7) != 0x05 && (code[3] >> 3 & 7) == (place == DECREMENT);
 }
 
 static int window_open(void *function, enum percpu_ref_test_place place)
