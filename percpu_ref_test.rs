@@ -76,6 +76,8 @@ mod rcu_cases;
 mod references;
 #[path = "tests/cases/tasks.rs"]
 mod tasks;
+#[path = "tests/cases/windows.rs"]
+mod windows;
 
 use self::{
     ends::*,
@@ -86,7 +88,8 @@ use self::{
     per_cpu::*,
     rcu_cases::*,
     references::*,
-    tasks::*, //
+    tasks::*,
+    windows::*, //
 };
 use kthread::{
     online_cpus,
@@ -277,6 +280,24 @@ suite!(CASES = percpu_ref [
     tasks_end_waits_for_interrupts,
     tasks_memory_outlives_lookup,
     tasks_stress,
+    get_and_put_count_in_their_section,
+    memory_outlives_lookup,
+    kill_flags_before_grace_period,
+    kill_meets_end_of_switch,
+    switch_ends_before_killer_hands_over,
+    revival_waits_for_killer,
+    slow_killer_ends_no_later_life,
+    kill_meets_revival,
+    freezer_waits_for_revival,
+    freezer_stops_revival,
+    revival_confirms_first,
+    kill_leaves_confirmation_to_owner,
+    nothing_begins_before_closed,
+    revival_waits_for_confirmation,
+    last_hold_frees,
+    second_remover_meets_slow_one,
+    place_shows_published_objects,
+    wake_up_comes_before_wait,
     long_wait_is_told,
 ]);
 
@@ -569,14 +590,19 @@ fn kill_checked<T: Counted + AsRef<Thing>>(thing: &PercpuRef<T>) -> bool {
 }
 
 /// Waits for `condition`, for at most half a minute: a debugging kernel in an emulator is slow.
+#[track_caller]
 fn wait_for(condition: impl Fn() -> bool) -> Result {
     wait_for_secs(30, condition)
 }
 
+#[track_caller]
 fn wait_for_secs(secs: i64, condition: impl Fn() -> bool) -> Result {
+    let caller = core::panic::Location::caller();
     let start = Instant::<Monotonic>::now();
     while !condition() {
-        check!(start.elapsed() < Delta::from_secs(secs));
+        if start.elapsed() >= Delta::from_secs(secs) {
+            return Err(failed(caller.file(), caller.line(), "not in time"));
+        }
         fsleep(Delta::from_millis(1));
     }
     Ok(())

@@ -16,14 +16,25 @@ extern "C" {
 #[repr(C)]
 struct Hold {
     open: unsafe extern "C" fn(function: *const c_void, place: Place) -> c_int,
+    open_call: unsafe extern "C" fn(calls: &Calls) -> c_int,
     is_held: unsafe extern "C" fn() -> bool,
     close: unsafe extern "C" fn(),
+}
+
+/// `struct percpu_ref_test_calls` of `faults.h`.
+#[repr(C)]
+pub(super) struct Calls {
+    pub(super) function: *const c_char,
+    pub(super) from: *const c_void,
+    pub(super) size: usize,
+    pub(super) in_callback: bool,
+    pub(super) nth: c_uint,
 }
 
 /// `enum percpu_ref_test_place` of `faults.h`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-enum Place {
+pub(super) enum Place {
     ReadWord,
     Increment,
     Decrement,
@@ -34,20 +45,32 @@ enum Place {
 /// # Invariants
 ///
 /// The module `rust_percpu_ref_faults` stays in place, and the probe is set.
-struct Window(&'static Hold);
+pub(super) struct Window(&'static Hold);
 
-const NO_WINDOW: Result<Outcome> = Ok(Skipped("needs rust_percpu_ref_faults.ko, on x86-64"));
+pub(super) const NO_WINDOW: Result<Outcome> =
+    Ok(Skipped("needs rust_percpu_ref_faults.ko, on x86-64"));
 
 impl Window {
     /// Holds the first one that comes to `place` in `function`. Returns `None` if that is not
     /// possible on this kernel.
-    fn open(function: *const c_void, place: Place) -> Result<Option<Self>> {
+    pub(super) fn open(function: *const c_void, place: Place) -> Result<Option<Self>> {
+        // SAFETY: `function` is the address of a function of this module.
+        Self::open_by(|hold| unsafe { (hold.open)(function, place) })
+    }
+
+    /// Holds one of the calls of a function of the kernel's. Returns `None` if that is not possible
+    /// on this kernel.
+    pub(super) fn open_call(calls: &Calls) -> Result<Option<Self>> {
+        // SAFETY: `calls` has the name of a function, which ends with a null.
+        Self::open_by(|hold| unsafe { (hold.open_call)(calls) })
+    }
+
+    fn open_by(open: impl FnOnce(&Hold) -> c_int) -> Result<Option<Self>> {
         // SAFETY: We are in process context.
         let Some(hold) = (unsafe { percpu_ref_test_get_window() }) else {
             return Ok(None);
         };
-        // SAFETY: `function` is the address of a function of this module.
-        match unsafe { (hold.open)(function, place) } {
+        match open(hold) {
             // INVARIANT: As just done.
             0 => Ok(Some(Self(hold))),
             error => {
@@ -57,13 +80,15 @@ impl Window {
                     EOPNOTSUPP => Ok(None),
                     // A checked load of the word does not look like one.
                     ENOENT if cfg!(CONFIG_KASAN) => Ok(None),
+                    // The atomic operations are no functions.
+                    ENOENT if cfg!(CONFIG_RUST_INLINE_HELPERS) => Ok(None),
                     error => Err(error),
                 }
             }
         }
     }
 
-    fn is_held(&self) -> bool {
+    pub(super) fn is_held(&self) -> bool {
         // SAFETY: By the type invariant, the module is there.
         unsafe { (self.0.is_held)() }
     }

@@ -134,12 +134,34 @@ pub fn make() -> Result<PercpuRef<Owned>> {
     Ok(UniquePercpuRef::new(Owned { on_release }, GFP_KERNEL)?.into())
 }
 
+/// Returns whether the memory of the object that was at `address` is given to a new one.
+fn is_free(address: *const Owned) -> bool {
+    let mut others = KVec::new();
+    // A slab gives out first what came back last.
+    for _ in 0..200 {
+        match UniquePercpuRef::new(Owned { on_release: || () }, GFP_KERNEL) {
+            Ok(other) if ptr::from_ref(&*other) == address => return true,
+            Ok(other) => {
+                if others.push(other, GFP_KERNEL).is_err() {
+                    break;
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    false
+}
+
 /// Puts `guard` after so many milliseconds. One at a time: a second call waits for the first guard.
 pub fn hold(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
     let cpu = online_cpus().last().ok_or(ENODEV)?;
     let thread = Thread::spawn(cpu, move || {
         fsleep(Delta::from_millis(i64::from(ms)));
+        let address = ptr::from_ref(&*guard);
         drop(guard);
+        if is_free(address) {
+            pr_info!("its memory is used again\n");
+        }
         pr_info!("put\n");
     })?;
     let before = HOLDING.lock().replace(thread);

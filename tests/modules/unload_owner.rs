@@ -75,6 +75,14 @@ module! {
             default: 0,
             description: "1: ask for an object and a callback when the module is closed",
         },
+        at_release: u32 {
+            default: 0,
+            description: "What the release of the held object asks for: 1: an object, 2: a callback",
+        },
+        at_drop: u32 {
+            default: 0,
+            description: "1: leave an object that asks for another one when it is dropped",
+        },
     },
 }
 
@@ -83,6 +91,7 @@ struct Owner {
     _boxes: KVec<RcuBox<Outer>>,
     _held: Option<PercpuRef<Owned>>,
     _slow: Option<PercpuRef<Slow>>,
+    _parent: Option<PercpuRef<Parent>>,
 }
 
 /// An object that is dropped by RCU, and then passes another one to RCU.
@@ -131,6 +140,45 @@ struct Once;
 impl RcuCallback for Once {
     fn run(_this: RcuCallbackBox<Self>) {
         pr_info!("a callback runs in a closed module\n");
+    }
+}
+
+/// Asks for an object of a type that had one before.
+fn ask_again() {
+    match UniquePercpuRef::new(Late, GFP_KERNEL) {
+        Ok(_) => pr_info!("got one more object\n"),
+        Err(error) => pr_info!("refused one more object: {}\n", error.to_errno()),
+    }
+}
+
+/// Asks for a callback.
+fn call_again() {
+    if let Ok(callback) = RcuCallbackBox::new(Again, GFP_KERNEL) {
+        callback.call();
+        pr_info!("queued one more callback\n");
+    }
+}
+
+/// An RCU callback that is queued by the release of an object.
+struct Again;
+
+impl RcuCallback for Again {
+    fn run(_this: RcuCallbackBox<Self>) {
+        pr_info!("ran one more callback\n");
+    }
+}
+
+/// An object that takes its time to be dropped, and then asks for another one.
+struct Parent;
+
+impl Counted for Parent {
+    const MAY_SLEEP: bool = true;
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        fsleep(Delta::from_millis(500));
+        ask_again();
     }
 }
 
@@ -244,10 +292,11 @@ impl kernel::Module for Owner {
             None
         } else {
             let owned = Owned {
-                on_release: if value(module_parameters::endless.value()) != 0 {
-                    ask_too_late
-                } else {
-                    || pr_info!("released the held object\n")
+                on_release: match value(module_parameters::at_release.value()) {
+                    1 => ask_again,
+                    2 => call_again,
+                    _ if value(module_parameters::endless.value()) != 0 => ask_too_late,
+                    _ => || pr_info!("released the held object\n"),
                 },
             };
             let owned = PercpuRef::from(UniquePercpuRef::new(owned, GFP_KERNEL)?);
@@ -274,11 +323,21 @@ impl kernel::Module for Owner {
         if value(module_parameters::late.value()) != 0 {
             unload_holder::call_when_going(ask_when_closed);
         }
+        if value(module_parameters::at_release.value()) == 1 {
+            // The first of its type.
+            ask_again();
+        }
+        let parent = if value(module_parameters::at_drop.value()) != 0 {
+            Some(UniquePercpuRef::new(Parent, GFP_KERNEL)?.into())
+        } else {
+            None
+        };
         Ok(Self {
             _queue: queue,
             _boxes: outer,
             _held: held,
             _slow: slow,
+            _parent: parent,
         })
     }
 }

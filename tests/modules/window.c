@@ -1,13 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Holds what gets or puts a reference, before it reads the word or before it counts.
+ * Holds what gets or puts a reference, before it reads the word or before it counts; and any thread
+ * or RCU callback before one of its atomic operations, which are functions of the kernel's where
+ * CONFIG_RUST_INLINE_HELPERS is not set.
+ *
+ * The parameter `hold` does the latter from the shell: the name of a function opens the window for
+ * its first call by a thread of the tests, and an empty name closes it. It reads as 1 while a
+ * thread is held.
  */
 
 #include <linux/delay.h>
 #include <linux/jiffies.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
+#include <linux/preempt.h>
 #include <linux/processor.h>
+#include <linux/sched.h>
+#include <linux/string.h>
 
 #include "faults.h"
 
@@ -15,6 +24,8 @@
 #include <asm/text-patching.h>
 
 static bool armed, held, let_go;
+static struct percpu_ref_test_calls calls;
+static atomic_t calls_left;
 
 /*
  * A probe leads here, and this returns to the instruction under the probe. So all registers must
@@ -54,9 +65,9 @@ static bool is_at(const u8 *code, enum percpu_ref_test_place place)
 	if (place == READ_WORD)
 		return (code[0] & 0xf8) == 0x48 && code[1] == 0x8b && code[2] >> 6 == 1 &&
 		       code[3] == 8;
-	/* incq or decq of what is at %gs and a register. */
+	/* incq or decq of what is at %gs and a register; that of a variable has %rip. */
 	return code[0] == 0x65 && (code[1] & 0xf8) == 0x48 && code[2] == 0xff &&
-	       (code[3] >> 3 & 7) == (place == DECREMENT);
+	       (code[3] & 0xc7) != 0x05 && (code[3] >> 3 & 7) == (place == DECREMENT);
 }
 
 static int window_open(void *function, enum percpu_ref_test_place place)
@@ -82,6 +93,53 @@ static int window_open(void *function, enum percpu_ref_test_place place)
 	return err;
 }
 
+static bool is_meant(struct pt_regs *regs)
+{
+	/* The variable comes second where a value comes first. */
+	unsigned long first = regs_get_kernel_argument(regs, 0) - calls.from;
+	unsigned long second = regs_get_kernel_argument(regs, 1) - calls.from;
+
+	if (calls.size && first >= calls.size && second >= calls.size)
+		return false;
+	if (calls.in_callback)
+		return softirq_count();
+	return !softirq_count() && !strcmp(current->comm, "percpu_ref_test");
+}
+
+static int divert_call(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (!READ_ONCE(armed) || !is_meant(regs) || atomic_dec_return(&calls_left))
+		return 0;
+	return divert(probe, regs);
+}
+
+static int window_open_call(const struct percpu_ref_test_calls *wanted)
+{
+	int err;
+
+	calls = *wanted;
+	atomic_set(&calls_left, calls.nth);
+	let_go = false;
+	armed = true;
+	probe = (struct kprobe) {
+		.symbol_name = calls.function,
+		.pre_handler = divert_call,
+		.post_handler = nothing,
+	};
+	err = register_kprobe(&probe);
+	if (err || !kprobe_ftrace(&probe))
+		return err;
+
+	/* There, ftrace would return to its caller. The next instruction is as good. */
+	unregister_kprobe(&probe);
+	probe = (struct kprobe) {
+		.addr = probe.addr + MCOUNT_INSN_SIZE,
+		.pre_handler = divert_call,
+		.post_handler = nothing,
+	};
+	return register_kprobe(&probe);
+}
+
 static bool window_is_held(void)
 {
 	return READ_ONCE(held);
@@ -102,6 +160,11 @@ static int window_open(void *function, enum percpu_ref_test_place place)
 	return -EOPNOTSUPP;
 }
 
+static int window_open_call(const struct percpu_ref_test_calls *wanted)
+{
+	return -EOPNOTSUPP;
+}
+
 static bool window_is_held(void)
 {
 	return false;
@@ -114,7 +177,34 @@ static void window_close(void)
 
 const struct percpu_ref_test_window percpu_ref_test_window = {
 	.open = window_open,
+	.open_call = window_open_call,
 	.is_held = window_is_held,
 	.close = window_close,
 };
 EXPORT_SYMBOL_GPL(percpu_ref_test_window);
+
+static char hold_function[KSYM_NAME_LEN];
+
+static int set_hold(const char *value, const struct kernel_param *param)
+{
+	struct percpu_ref_test_calls first = { .function = hold_function, .nth = 1 };
+	int err;
+
+	if (hold_function[0])
+		window_close();
+	strscpy(hold_function, value);
+	strim(hold_function);
+	err = hold_function[0] ? window_open_call(&first) : 0;
+	if (err)
+		hold_function[0] = 0;
+	return err;
+}
+
+static int get_hold(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%d\n", window_is_held());
+}
+
+static const struct kernel_param_ops hold_ops = { .set = set_hold, .get = get_hold };
+module_param_cb(hold, &hold_ops, NULL, 0600);
+MODULE_PARM_DESC(hold, "The function whose first call by a thread of the tests is held");
