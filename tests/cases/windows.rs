@@ -2,9 +2,9 @@
 
 //! Cases that hold a thread or an RCU callback between two steps of the library.
 //!
-//! Most of them hold it at the beginning of an atomic operation on the count, which is a function of
-//! the kernel's. While it is held, another thread does what the comments of the library say it may
-//! do. In all cases, the thread that checks runs on `here`, and what is held on `there`.
+//! Most of them hold it at the beginning of an atomic operation on the count, which is a function
+//! of the kernel's. While it is held, another thread does what the comments of the library say it
+//! may do. In all cases, the thread that checks runs on `here`, and what is held on `there`.
 
 use super::*;
 
@@ -124,8 +124,8 @@ impl<R: Send + Unpin + 'static> Worker<R> {
         })
     }
 
-    /// As `spawn()`, but runs nothing before the returned value is dropped: while a callback is held
-    /// on a CPU, what creates threads may be waiting for that CPU.
+    /// As `spawn()`, but runs nothing before the returned value is dropped: while a callback is
+    /// held on a CPU, what creates threads may be waiting for that CPU.
     fn spawn_early(
         cpu: CpuId,
         run: impl FnOnce() -> R + Send + 'static,
@@ -305,8 +305,8 @@ pub(super) fn memory_outlives_lookup() -> Result<Outcome> {
     })
 }
 
-/// The killer of an object that lives once is held before it sets `DEAD`. However many grace periods
-/// pass, references can be got until it does, and the object does not end.
+/// The killer of an object that lives once is held before it sets `DEAD`. However many grace
+/// periods pass, references can be got until it does, and the object does not end.
 pub(super) fn kill_flags_before_grace_period() -> Result<Outcome> {
     apart(|_, there| {
         let (thing, events) = Thing::shared()?;
@@ -336,8 +336,8 @@ pub(super) fn kill_flags_before_grace_period() -> Result<Outcome> {
 // A kill and a switch.
 //
 
-/// The callback of a switch has seen no kill, and is held before it ends the switch. A kill comes in
-/// between, and leaves the rest to the callback.
+/// The callback of a switch has seen no kill, and is held before it ends the switch. A kill comes
+/// in between, and leaves the rest to the callback.
 pub(super) fn kill_meets_end_of_switch() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
@@ -353,8 +353,8 @@ pub(super) fn kill_meets_end_of_switch() -> Result<Outcome> {
     })
 }
 
-/// A kill during a switch has set `DEAD`, and is held before the handover. The callback comes first,
-/// and leaves the rest to the killer.
+/// A kill during a switch has set `DEAD`, and is held before the handover. The callback comes
+/// first, and leaves the rest to the killer.
 pub(super) fn switch_ends_before_killer_hands_over() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
@@ -403,9 +403,9 @@ pub(super) fn revival_waits_for_killer() -> Result<Outcome> {
     })
 }
 
-/// A killer is held before it sets `DEAD`. Meanwhile a freezer ends the life, the kill is taken back,
-/// killed and taken back again. Until the killer is done, no other life may begin, since it would end
-/// that one.
+/// A killer is held before it sets `DEAD`. Meanwhile a freezer ends the life, the kill is taken
+/// back, killed and taken back again. Until the killer is done, no other life may begin, since it
+/// would end that one.
 pub(super) fn slow_killer_ends_no_later_life() -> Result<Outcome> {
     for kills_again in [false, true] {
         let run = if kills_again {
@@ -442,8 +442,8 @@ fn slow_killer(here: CpuId, there: CpuId, kills_again: bool) -> Result<Outcome> 
 }
 
 /// A thread that takes a kill back is held before it begins the new life, and before it clears
-/// `DEAD`. Another kill comes, and leaves the end to that thread. A wait for the release waits for it
-/// as well.
+/// `DEAD`. Another kill comes, and leaves the end to that thread. A wait for the release waits for
+/// it as well.
 pub(super) fn kill_meets_revival() -> Result<Outcome> {
     apart(|here, there| {
         // The first call of the two changes the state.
@@ -470,8 +470,8 @@ pub(super) fn kill_meets_revival() -> Result<Outcome> {
     })
 }
 
-/// A thread that takes a kill back is held before it clears `DEAD`. A freezer waits for it, and ends
-/// the life that it begins.
+/// A thread that takes a kill back is held before it clears `DEAD`. A freezer waits for it, and
+/// ends the life that it begins.
 pub(super) fn freezer_waits_for_revival() -> Result<Outcome> {
     apart(|here, there| {
         let (modal, events) = modal()?;
@@ -682,8 +682,8 @@ pub(super) fn last_hold_frees() -> Result<Outcome> {
     })
 }
 
-/// A remover is held before it is counted. A second one takes the object out, and waits for its end;
-/// so does the first.
+/// A remover is held before it is counted. A second one takes the object out, and waits for its
+/// end; so does the first.
 pub(super) fn second_remover_meets_slow_one() -> Result<Outcome> {
     apart(|here, there| {
         let (thing, events) = Thing::shared()?;
