@@ -133,7 +133,7 @@ static int window_open_call(const struct percpu_ref_test_calls *wanted)
 	/* There, ftrace would return to its caller. The next instruction is as good. */
 	unregister_kprobe(&probe);
 	probe = (struct kprobe) {
-		.addr = probe.addr + MCOUNT_INSN_SIZE,
+		.addr = probe.addr + CALL_INSN_SIZE,
 		.pre_handler = divert_call,
 		.post_handler = nothing,
 	};
