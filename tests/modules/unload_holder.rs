@@ -134,13 +134,23 @@ pub fn make() -> Result<PercpuRef<Owned>> {
     Ok(UniquePercpuRef::new(Owned { on_release }, GFP_KERNEL)?.into())
 }
 
-/// Puts `guard` after so many milliseconds. One at a time: a second call waits for the first guard.
+/// Puts `guard` after so many milliseconds, and says so. One at a time: a second call waits for the
+/// first guard.
 pub fn hold(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
+    hold_and_call(guard, ms, || pr_info!("put\n"))
+}
+
+/// Puts `guard` as [`hold`] does, and says nothing.
+pub fn hold_quietly(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
+    hold_and_call(guard, ms, || {})
+}
+
+fn hold_and_call(guard: PercpuRefGuard<Owned>, ms: u32, call: fn()) -> Result {
     let cpu = online_cpus().last().ok_or(ENODEV)?;
     let thread = Thread::spawn(cpu, move || {
         fsleep(Delta::from_millis(i64::from(ms)));
         drop(guard);
-        pr_info!("put\n");
+        call();
     })?;
     let before = HOLDING.lock().replace(thread);
     drop(before);
