@@ -3,15 +3,15 @@
 //! A stand-in for the kernel crate, for the host: as much of it as the library uses, on what
 //! `world.rs` makes of `loom`.
 //!
-//! An operation that is `Full` in the kernel has a full barrier before and after it, as in the kernel's
-//! memory model (tools/memory-model/Documentation/explanation.txt). What that model orders by an
-//! address dependency, C++'s does not, so a relaxed load of a pointer is an acquire load here. The
-//! litmus tests have the difference.
+//! An operation that is `Full` in the kernel has a full barrier before and after it, as in the
+//! kernel's memory model (tools/memory-model/Documentation/explanation.txt). What that model orders
+//! by an address dependency, C++'s does not, so a relaxed load of a pointer is an acquire load
+//! here. The litmus tests have the difference.
 
-#![allow(non_camel_case_types, non_upper_case_globals)]
+#![allow(non_camel_case_types, non_upper_case_globals)] // They are C's.
 
-pub extern crate pin_init;
 pub extern crate macros;
+pub extern crate pin_init;
 
 pub mod world;
 
@@ -222,26 +222,31 @@ pub mod bindings {
     pub const wq_misc_consts_WORK_CPU_UNBOUND: u32 = 64;
 
     // Each has an address of its own, and is nothing else.
-    pub struct raw_spinlock_t(#[allow(dead_code)] u64);
-    pub struct completion(#[allow(dead_code)] u64);
-    pub struct lock_class_key(#[allow(dead_code)] u64);
-    pub struct lockdep_map(#[allow(dead_code)] u64);
-    pub struct workqueue_struct(#[allow(dead_code)] u64);
+    pub struct raw_spinlock_t(u64);
+    pub struct completion(u64);
+    pub struct lock_class_key(u64);
+    pub struct lockdep_map(u64);
+    pub struct workqueue_struct(u64);
     pub struct task_struct {
         pub comm: [c_char; 16],
     }
-    pub struct wait_queue_entry(#[allow(dead_code)] u64);
+    pub struct wait_queue_entry(u64);
     pub struct wait_bit_queue_entry {
         pub wq_entry: wait_queue_entry,
     }
-    pub struct wait_queue_head(#[allow(dead_code)] u64);
+    pub struct wait_queue_head(u64);
 
     pub static mut system_dfl_wq: *mut workqueue_struct = core::ptr::null_mut();
     pub static __cpu_online_mask: u64 = !0;
 
     pub unsafe fn call_rcu_hurry_now(head: *mut callback_head, func: rcu_callback_t) {
         world::check(head as usize);
-        unsafe { head.write(callback_head { next: core::ptr::null_mut(), func }) };
+        unsafe {
+            head.write(callback_head {
+                next: core::ptr::null_mut(),
+                func,
+            })
+        };
         world::push(Item::Callback(head));
     }
 
@@ -344,10 +349,7 @@ pub mod bindings {
         world::complete(done as usize);
     }
 
-    pub unsafe fn wait_for_completion_timeout(
-        done: *mut completion,
-        left: c_ulong,
-    ) -> c_ulong {
+    pub unsafe fn wait_for_completion_timeout(done: *mut completion, left: c_ulong) -> c_ulong {
         world::wait_for_completion(done as usize);
         left
     }
@@ -424,12 +426,7 @@ pub mod bindings {
 
     pub unsafe fn wake_up_process(_: *mut task_struct) {}
 
-    pub unsafe fn lockdep_init_map(
-        _: *mut lockdep_map,
-        _: *const c_char,
-        _: *mut lock_class_key,
-    ) {
-    }
+    pub unsafe fn lockdep_init_map(_: *mut lockdep_map, _: *const c_char, _: *mut lock_class_key) {}
 
     pub unsafe fn lock_map_acquire(_: *mut lockdep_map) {}
 
@@ -515,7 +512,6 @@ pub mod types {
     };
 
     pub type NotThreadSafe = PhantomData<*mut ()>;
-    #[allow(non_upper_case_globals)]
     pub const NotThreadSafe: NotThreadSafe = PhantomData;
 
     #[repr(transparent)]
@@ -526,7 +522,10 @@ pub mod types {
 
     impl<T> Opaque<T> {
         pub const fn uninit() -> Self {
-            Self { value: UnsafeCell::new(MaybeUninit::uninit()), _pin: PhantomPinned }
+            Self {
+                value: UnsafeCell::new(MaybeUninit::uninit()),
+                _pin: PhantomPinned,
+            }
         }
 
         pub const fn get(&self) -> *mut T {
@@ -806,7 +805,11 @@ pub mod sync {
             pub fn load<O: Order>(&self, _: O) -> T {
                 // A dependency: see the head of this file.
                 let is_pointer = core::any::type_name::<T::Repr>().starts_with('*');
-                let order = if is_pointer { Ordering::Acquire } else { O::LOAD };
+                let order = if is_pointer {
+                    Ordering::Acquire
+                } else {
+                    O::LOAD
+                };
                 self.with(|atomic, first, _| from_bits(atomic.load(order).wrapping_add(first)))
             }
 
@@ -848,7 +851,9 @@ pub mod sync {
 
             pub fn fetch_add<O: Order>(&self, value: T, _: O) -> T {
                 let result = self.change::<O>(|atomic, first| {
-                    let old = atomic.fetch_add(to_bits(value), O::CHANGE).wrapping_add(first);
+                    let old = atomic
+                        .fetch_add(to_bits(value), O::CHANGE)
+                        .wrapping_add(first);
                     (old, Some(old.wrapping_add(to_bits(value))))
                 });
                 result.0

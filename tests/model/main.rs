@@ -2,7 +2,6 @@
 
 //! All interleavings of a few threads that use the library, by `loom`: see scripts/model.
 
-#![allow(dead_code, unused_imports)]
 #![feature(generic_arg_infer)]
 
 pub use kernel::*;

@@ -2,17 +2,17 @@
 
 //! What the threads do, and what must be so in each order of their steps.
 //!
-//! What holds for all: memory is not used after it was freed, and is freed once; an access to a counter
-//! is ordered after those before it; nothing sleeps in a critical section; no thread waits for ever;
-//! the library does not warn; and when all threads have ended, what is left in memory are the classes.
-//! `world.rs` finds these.
+//! What holds for all: memory is not used after it was freed, and is freed once; an access to a
+//! counter is ordered after those before it; nothing sleeps in a critical section; no thread waits
+//! for ever; the library does not warn; and when all threads have ended, what is left in memory are
+//! the classes. `world.rs` finds these.
 
 use crate::{
     bindings,
     prelude::*,
     rcu::{self, RcuBox, RcuCallback, RcuCallbackBox, RcuCell},
-    sync::{
-        percpu_ref::{unload, Counted, PercpuRef, PercpuRefGuard, RcuPercpuRef, Reinit, UniquePercpuRef},
+    sync::percpu_ref::{
+        unload, Counted, PercpuRef, PercpuRefGuard, RcuPercpuRef, Reinit, UniquePercpuRef,
     },
     time::Delta,
     world::{self, Actor},
@@ -54,7 +54,15 @@ static SEEN: Seen = Seen {
 
 impl Seen {
     pub fn clear(&self) {
-        let Self { releases, drops, confirmed, switched, revive, switched_back, .. } = self;
+        let Self {
+            releases,
+            drops,
+            confirmed,
+            switched,
+            revive,
+            switched_back,
+            ..
+        } = self;
         for counter in [releases, drops, confirmed, switched, revive, switched_back] {
             counter.store(0, SeqCst);
         }
@@ -84,13 +92,20 @@ impl<const MAY_SLEEP: bool> Thing<MAY_SLEEP> {
     }
 
     fn check(&self) {
-        assert_eq!(self.0.load(SeqCst), ALIVE, "the object is used after it was dropped");
+        assert_eq!(
+            self.0.load(SeqCst),
+            ALIVE,
+            "the object is used after it was dropped"
+        );
         self.1.with(|_| ());
     }
 
     fn called(&self) {
         self.check();
-        assert!(!SEEN.is_gone.load(SeqCst), "a module that has gone is called");
+        assert!(
+            !SEEN.is_gone.load(SeqCst),
+            "a module that has gone is called"
+        );
     }
 }
 
@@ -132,15 +147,21 @@ impl<const MAY_SLEEP: bool> Drop for Thing<MAY_SLEEP> {
 }
 
 fn once() -> PercpuRef<Thing> {
-    UniquePercpuRef::new(Thing::new(), GFP_KERNEL).unwrap().into()
+    UniquePercpuRef::new(Thing::new(), GFP_KERNEL)
+        .unwrap()
+        .into()
 }
 
 fn reinit() -> PercpuRef<Thing, Reinit> {
-    UniquePercpuRef::new_reinit(Thing::new(), GFP_KERNEL).unwrap().into()
+    UniquePercpuRef::new_reinit(Thing::new(), GFP_KERNEL)
+        .unwrap()
+        .into()
 }
 
 fn atomic() -> PercpuRef<Thing, Reinit> {
-    UniquePercpuRef::new_atomic(Thing::new(), GFP_KERNEL).unwrap().into()
+    UniquePercpuRef::new_atomic(Thing::new(), GFP_KERNEL)
+        .unwrap()
+        .into()
 }
 
 fn actor(actor: impl FnOnce() + 'static) -> Actor {
@@ -162,8 +183,14 @@ fn module() -> *const bindings::module {
     }
     let start = &raw const __executable_start as usize;
     let size = &raw const _end as usize - start;
-    let mem = bindings::module_memory { base: start as *mut c_void, size: size as c_uint };
-    Box::leak(Box::new(bindings::module { name: [0; 56], mem: [mem] }))
+    let mem = bindings::module_memory {
+        base: start as *mut c_void,
+        size: size as c_uint,
+    };
+    Box::leak(Box::new(bindings::module {
+        name: [0; 56],
+        mem: [mem],
+    }))
 }
 
 pub struct Scenario {
@@ -191,7 +218,13 @@ fn dropped(left: usize) {
 }
 
 const fn scenario(name: &'static str, setup: fn() -> Vec<Actor>, check: fn(usize)) -> Scenario {
-    Scenario { name, atomics: 16, preemptions: None, setup, check }
+    Scenario {
+        name,
+        atomics: 16,
+        preemptions: None,
+        setup,
+        check,
+    }
 }
 
 impl Scenario {
@@ -211,13 +244,28 @@ pub static ALL: &[Scenario] = &[
     scenario("put_against_kill", put_against_kill, one_life),
     scenario("get_against_kill", get_against_kill, one_life).at_most(4),
     scenario("kill_against_kill", kill_against_kill, one_life).at_most(4),
-    scenario("live_get_against_confirmation", live_get_against_confirmation, one_life).at_most(3),
+    scenario(
+        "live_get_against_confirmation",
+        live_get_against_confirmation,
+        one_life,
+    )
+    .at_most(3),
     scenario("live_get_in_atomic_mode", live_get_in_atomic_mode, one_life).at_most(3),
     scenario("kill_against_switch", kill_against_switch, one_life).at_most(3),
-    scenario("get_against_kill_and_switch", get_against_kill_and_switch, one_life).at_most(2),
+    scenario(
+        "get_against_kill_and_switch",
+        get_against_kill_and_switch,
+        one_life,
+    )
+    .at_most(2),
     scenario("get_against_switch_back", get_against_switch_back, one_life).at_most(3),
     scenario("kill_against_resurrect", kill_against_resurrect, dropped).at_most(2),
-    scenario("confirmation_against_resurrect", confirmation_against_resurrect, confirmed_each_time).at_most(2),
+    scenario(
+        "confirmation_against_resurrect",
+        confirmation_against_resurrect,
+        confirmed_each_time,
+    )
+    .at_most(2),
     scenario("freeze_against_kill", freeze_against_kill, dropped).at_most(1),
     scenario("freeze_against_freeze", freeze_against_freeze, dropped).at_most(1),
     scenario("freeze_against_put", freeze_against_put, dropped).at_most(3),
@@ -226,20 +274,43 @@ pub static ALL: &[Scenario] = &[
     scenario("switch_against_switch", switch_against_switch, one_life).at_most(2),
     scenario("wait_against_put", wait_against_put, one_life).at_most(4),
     scenario("handle_against_put", handle_against_put, one_life).at_most(4),
-    scenario("lookup_against_replace", lookup_against_replace::<false>, one_life).at_most(4),
-    scenario("lookup_against_replace_reinit", lookup_against_replace::<true>, one_life).at_most(3),
+    scenario(
+        "lookup_against_replace",
+        lookup_against_replace::<false>,
+        one_life,
+    )
+    .at_most(4),
+    scenario(
+        "lookup_against_replace_reinit",
+        lookup_against_replace::<true>,
+        one_life,
+    )
+    .at_most(3),
     scenario("remove_against_remove", remove_against_remove, one_life).at_most(3),
     scenario("release_revives", release_revives, two_lives).at_most(3),
     scenario("release_in_thread", release_in_thread, one_life).at_most(3),
-    scenario("last_put_against_unload", last_put_against_unload, unloaded).unloads().at_most(3),
-    scenario("give_up_against_put", give_up_against_put, leaked_or_not).unloads().at_most(3),
-    scenario("new_against_unload", new_against_unload, unloaded_early).unloads().at_most(3),
-    scenario("callback_against_unload", callback_against_unload, callback_ran_or_not).unloads().at_most(3),
+    scenario("last_put_against_unload", last_put_against_unload, unloaded)
+        .unloads()
+        .at_most(3),
+    scenario("give_up_against_put", give_up_against_put, leaked_or_not)
+        .unloads()
+        .at_most(3),
+    scenario("new_against_unload", new_against_unload, unloaded_early)
+        .unloads()
+        .at_most(3),
+    scenario(
+        "callback_against_unload",
+        callback_against_unload,
+        callback_ran_or_not,
+    )
+    .unloads()
+    .at_most(3),
     scenario("cell_against_replace", cell_against_replace, cell_dropped).at_most(4),
     scenario("revive_at_limit", revive_at_limit, leaked).at_most(2),
 ];
 
-/// The initial reference and another one, that was got on the CPU of the first and is put on another.
+/// The initial reference and another one, that was got on the CPU of the first and is put on
+/// another.
 fn put_against_kill() -> Vec<Actor> {
     let object = once();
     let guard = object.try_get().unwrap();
@@ -392,7 +463,10 @@ fn freeze_against_freeze() -> Vec<Actor> {
         assert!(object.is_zero() && object.try_get().is_none());
         drop(frozen);
     };
-    vec![actor(move || freeze(&object)), actor(move || freeze(&other))]
+    vec![
+        actor(move || freeze(&object)),
+        actor(move || freeze(&other)),
+    ]
 }
 
 fn freeze_against_put() -> Vec<Actor> {
@@ -470,18 +544,27 @@ fn wait_against_put() -> Vec<Actor> {
 fn handle_against_put() -> Vec<Actor> {
     let object = atomic();
     let guard = object.try_get().unwrap();
-    vec![actor(move || drop(object)), actor(move || pass(Some(guard)))]
+    vec![
+        actor(move || drop(object)),
+        actor(move || pass(Some(guard))),
+    ]
 }
 
 fn lookup_against_replace<const REINIT: bool>() -> Vec<Actor> {
     if REINIT {
         let place = Arc::new(RcuPercpuRef::from(atomic()));
         let other = place.clone();
-        vec![actor(move || drop(place.replace(None))), actor(move || pass(other.try_get()))]
+        vec![
+            actor(move || drop(place.replace(None))),
+            actor(move || pass(other.try_get())),
+        ]
     } else {
         let place = Arc::new(RcuPercpuRef::from(once()));
         let other = place.clone();
-        vec![actor(move || drop(place.replace(None))), actor(move || pass(other.try_get()))]
+        vec![
+            actor(move || drop(place.replace(None))),
+            actor(move || pass(other.try_get())),
+        ]
     }
 }
 
@@ -516,8 +599,9 @@ fn two_lives(left: usize) {
 }
 
 fn release_in_thread() -> Vec<Actor> {
-    let object: PercpuRef<Thing<true>> =
-        UniquePercpuRef::new(Thing::new(), GFP_KERNEL).unwrap().into();
+    let object: PercpuRef<Thing<true>> = UniquePercpuRef::new(Thing::new(), GFP_KERNEL)
+        .unwrap()
+        .into();
     let guard = object.try_get().unwrap();
     vec![
         actor(move || {
@@ -592,10 +676,12 @@ fn new_against_unload() -> Vec<Actor> {
         }),
         actor(move || {
             let thing = std::mem::ManuallyDrop::new(Thing::new());
-            let init = unsafe { pin_init::init_from_closure(|slot: *mut Thing| {
-                slot.write(std::mem::ManuallyDrop::into_inner(thing));
-                Ok::<(), Error>(())
-            }) };
+            let init = unsafe {
+                pin_init::init_from_closure(|slot: *mut Thing| {
+                    slot.write(std::mem::ManuallyDrop::into_inner(thing));
+                    Ok::<(), Error>(())
+                })
+            };
             if let Ok(unique) = UniquePercpuRef::<Thing>::new(init, GFP_KERNEL) {
                 drop(PercpuRef::from(unique));
             }
@@ -616,7 +702,10 @@ struct Later;
 
 impl RcuCallback for Later {
     fn run(this: RcuCallbackBox<Self>) {
-        assert!(!SEEN.is_gone.load(SeqCst), "a module that has gone is called");
+        assert!(
+            !SEEN.is_gone.load(SeqCst),
+            "a module that has gone is called"
+        );
         SEEN.releases.fetch_add(1, SeqCst);
         drop(this);
     }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The machine that the model runs on: memory, CPUs, RCU and a thread that runs its callbacks, made of
-//! what `loom` explores.
+//! The machine that the model runs on: memory, CPUs, RCU and a thread that runs its callbacks, made
+//! of what `loom` explores.
 //!
 //! Each actor has a CPU of its own. A read-side critical section holds the mutex of its CPU, and a
-//! grace period takes that of each CPU once, so that it waits for the sections that it finds, and the
-//! others see what came before it. This is what RCU promises, and not more.
+//! grace period takes that of each CPU once, so that it waits for the sections that it finds, and
+//! the others see what came before it. This is what RCU promises, and not more.
 //!
-//! An atomic of the library is one of a pool, found by its address. The pool is made before the threads
-//! are, since `loom` takes the creation of an atomic for an access to it. The last value is also in the
-//! library's memory, so that an atomic that is moved keeps it. Memory is not used again before an
-//! execution ends, so each access to what was freed is found.
+//! An atomic of the library is one of a pool, found by its address. The pool is made before the
+//! threads are, since `loom` takes the creation of an atomic for an access to it. The last value is
+//! also in the library's memory, so that an atomic that is moved keeps it. Memory is not used again
+//! before an execution ends, so each access to what was freed is found.
 
 use crate::bindings;
 use loom::{
@@ -20,7 +20,9 @@ use loom::{
             AtomicU64,
             Ordering::Relaxed, //
         },
-        Condvar, Mutex, MutexGuard, //
+        Condvar,
+        Mutex,
+        MutexGuard, //
     },
 };
 use std::{
@@ -93,18 +95,26 @@ struct Pool<T> {
 
 impl<T> Pool<T> {
     fn new(n: usize, new: impl Fn() -> T) -> Self {
-        Self { things: (0..n).map(|_| new()).collect(), used: 0, by_address: HashMap::new() }
+        Self {
+            things: (0..n).map(|_| new()).collect(),
+            used: 0,
+            by_address: HashMap::new(),
+        }
     }
 
     fn get(&self, address: usize) -> Option<&T> {
-        self.by_address.get(&address).map(|&index| &self.things[index])
+        self.by_address
+            .get(&address)
+            .map(|&index| &self.things[index])
     }
 
     /// Returns what is found at an address from now on.
     fn take(&mut self, address: usize) -> &mut T {
         self.by_address.insert(address, self.used);
         self.used += 1;
-        self.things.get_mut(self.used - 1).expect("the pool is too small")
+        self.things
+            .get_mut(self.used - 1)
+            .expect("the pool is too small")
     }
 
     fn at(&mut self, address: usize) -> &T {
@@ -161,7 +171,11 @@ pub fn cpu() -> usize {
 impl World {
     fn new(atomics: usize) -> Self {
         Self {
-            atomics: Pool::new(atomics, || Value { difference: AtomicU64::new(0), first: 0, last: Cell::new(0) }),
+            atomics: Pool::new(atomics, || Value {
+                difference: AtomicU64::new(0),
+                first: 0,
+                last: Cell::new(0),
+            }),
             first: HashMap::new(),
             counters: Pool::new(4 * CPUS, || (AtomicU64::new(0), UnsafeCell::new(()))),
             locks: Pool::new(8, || (Mutex::new(()), None)),
@@ -247,7 +261,10 @@ pub fn alloc(size: usize, align: usize) -> *mut c_void {
 
 pub fn alloc_percpu(size: usize, align: usize) -> *mut c_void {
     assert!(size <= STRIDE);
-    alloc_block(Layout::from_size_align(size, align).unwrap(), (CPUS - 1) * STRIDE)
+    alloc_block(
+        Layout::from_size_align(size, align).unwrap(),
+        (CPUS - 1) * STRIDE,
+    )
 }
 
 fn alloc_block(layout: Layout, more: usize) -> *mut c_void {
@@ -255,12 +272,23 @@ fn alloc_block(layout: Layout, more: usize) -> *mut c_void {
     // SAFETY: The size is not zero.
     let start = unsafe { std::alloc::alloc_zeroed(layout) };
     let end = start as usize + layout.size();
-    world().blocks.insert(start as usize, Block { layout, is_free: false, order: UnsafeCell::new(()), end });
+    world().blocks.insert(
+        start as usize,
+        Block {
+            layout,
+            is_free: false,
+            order: UnsafeCell::new(()),
+            end,
+        },
+    );
     start.cast()
 }
 
 pub fn free(start: *const c_void) {
-    let block = world().blocks.get_mut(&(start as usize)).expect("it was allocated");
+    let block = world()
+        .blocks
+        .get_mut(&(start as usize))
+        .expect("it was allocated");
     assert!(!block.is_free, "memory is freed twice");
     block.order.with_mut(|_| block.is_free = true);
     // The sanitizer keeps it for a while, and finds each use.
@@ -275,13 +303,15 @@ pub fn free(start: *const c_void) {
 pub fn check(address: usize) {
     if let Some((_, block)) = world().blocks.range(..=address).next_back() {
         if address < block.end {
-            block.order.with(|_| assert!(!block.is_free, "memory is used after it was freed"));
+            block
+                .order
+                .with(|_| assert!(!block.is_free, "memory is used after it was freed"));
         }
     }
 }
 
-/// An access to the atomic at `address`, in whose memory `found` is. `f` is given a part of it, what is
-/// to be added to that part, and a function to be called with each new value.
+/// An access to the atomic at `address`, in whose memory `found` is. `f` is given a part of it,
+/// what is to be added to that part, and a function to be called with each new value.
 pub fn with_atomic<R>(
     address: usize,
     size: usize,
@@ -291,7 +321,10 @@ pub fn with_atomic<R>(
     check(address);
     let World { atomics, first, .. } = world();
     // If another value is there, there is another atomic.
-    if atomics.get(address).is_none_or(|value| value.last.get() != found) {
+    if atomics
+        .get(address)
+        .is_none_or(|value| value.last.get() != found)
+    {
         let value = atomics.take(address);
         value.first = found;
         value.last.set(found);
@@ -353,7 +386,11 @@ pub fn leave_section() {
 
 /// Fails in a read-side critical section.
 pub fn might_sleep() {
-    assert_eq!(world().cpus[cpu()].depth.get(), 0, "it sleeps in a critical section");
+    assert_eq!(
+        world().cpus[cpu()].depth.get(),
+        0,
+        "it sleeps in a critical section"
+    );
 }
 
 pub fn synchronize_rcu() {
@@ -434,7 +471,9 @@ pub fn unlock(address: usize) {
 }
 
 pub fn init_completion(address: usize) {
-    world().completions.insert(address, Arc::new(Completion::default()));
+    world()
+        .completions
+        .insert(address, Arc::new(Completion::default()));
 }
 
 pub fn complete(address: usize) {
@@ -460,7 +499,11 @@ pub fn set_waiting(entry: usize) {
 
 pub fn wait_as_set() {
     let entry = world().waiting[cpu()];
-    let entry = world().waiters.iter().find(|waiter| waiter.0 == entry).unwrap();
+    let entry = world()
+        .waiters
+        .iter()
+        .find(|waiter| waiter.0 == entry)
+        .unwrap();
     let completion = entry.2.clone();
     completion.wait();
 }
@@ -470,7 +513,12 @@ pub fn finish_wait(entry: usize) {
 }
 
 pub fn wake_up_variable(variable: usize) {
-    let woken: Vec<_> = world().waiters.iter().filter(|w| w.1 == variable).cloned().collect();
+    let woken: Vec<_> = world()
+        .waiters
+        .iter()
+        .filter(|w| w.1 == variable)
+        .cloned()
+        .collect();
     for (_, _, completion) in woken {
         completion.complete();
     }

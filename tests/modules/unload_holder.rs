@@ -117,7 +117,7 @@ unsafe extern "C" fn going(
 }
 
 /// Has `call` called, once, when the next module goes. That must be the one that `call` lies in.
-pub fn call_when_going(call: fn()) {
+pub fn call_when_going(call: fn(*const Owned)) {
     AT_GOING.store(call as *mut c_void, Release);
 }
 
@@ -152,17 +152,29 @@ fn is_free(address: *const Owned) -> bool {
     false
 }
 
-/// Puts `guard` after so many milliseconds. One at a time: a second call waits for the first guard.
+/// Puts `guard` after so many milliseconds, and says so. One at a time: a second call waits for the
+/// first guard.
 pub fn hold(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
+    hold_and_call(guard, ms, |address| {
+        if is_free(address) {
+            pr_info!("its memory is used again\n");
+        }
+        pr_info!("put\n");
+    })
+}
+
+/// Puts `guard` as [`hold`] does, and says nothing.
+pub fn hold_quietly(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
+    hold_and_call(guard, ms, |_| {})
+}
+
+fn hold_and_call(guard: PercpuRefGuard<Owned>, ms: u32, call: fn(*const Owned)) -> Result {
     let cpu = online_cpus().last().ok_or(ENODEV)?;
     let thread = Thread::spawn(cpu, move || {
         fsleep(Delta::from_millis(i64::from(ms)));
         let address = ptr::from_ref(&*guard);
         drop(guard);
-        if is_free(address) {
-            pr_info!("its memory is used again\n");
-        }
-        pr_info!("put\n");
+        call(address);
     })?;
     let before = HOLDING.lock().replace(thread);
     drop(before);
