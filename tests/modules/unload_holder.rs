@@ -117,7 +117,7 @@ unsafe extern "C" fn going(
 }
 
 /// Has `call` called, once, when the next module goes. That must be the one that `call` lies in.
-pub fn call_when_going(call: fn(*const Owned)) {
+pub fn call_when_going(call: fn()) {
     AT_GOING.store(call as *mut c_void, Release);
 }
 
