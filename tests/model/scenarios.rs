@@ -331,7 +331,7 @@ fn get_against_kill() -> Vec<Actor> {
 
 /// One of them kills it.
 fn kill_against_kill() -> Vec<Actor> {
-    let object = Arc::new(reinit());
+    let object = Arc::new(once());
     let other = object.clone();
     vec![
         actor(move || _ = object.kill()),
