@@ -342,11 +342,13 @@ pub(super) fn kill_meets_end_of_switch() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
         let window = open!(in_callback(WORD_CMPXCHG, 1).on(modal.value()));
-        with(&modal, there, |modal| modal.switch_to_atomic())?.join()?;
+        // The callback may come before this has returned.
+        let switcher = with(&modal, there, |modal| modal.switch_to_atomic())?;
         wait_for(|| window.is_held())?;
         check!(modal.kill_and_confirm());
         check!(window.is_held() && events.confirmed.get() == 0);
         drop(window);
+        switcher.join()?;
         wait_for(|| events.confirmed.get() == 1 && events.released.get() == 1)?;
         check!(modal.resurrect().is_ok());
         check_live(modal, &events, 1, 1)
@@ -571,12 +573,14 @@ pub(super) fn nothing_begins_before_closed() -> Result<Outcome> {
             let window = open!(in_callback(STATE_CMPXCHG, 2).on(modal.value()));
             let used = modal.clone();
             let (beginner, begin) = Worker::spawn_early(here, move || begin(&used))?;
-            check!(with(&modal, there, |modal| modal.kill())?.join()?);
+            // The callback may come before this has returned.
+            let killer = with(&modal, there, |modal| modal.kill())?;
             wait_for(|| window.is_held())?;
             drop(begin);
             check!(!beginner.is_done_early() && window.is_held());
             check!(modal.is_zero() && events.released.get() == 0);
             drop(window);
+            check!(killer.join()?);
             beginner.join()?;
             wait_for(|| events.released.get() == 1)?;
             check!(!modal.is_dying() || modal.resurrect().is_ok());
