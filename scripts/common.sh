@@ -34,7 +34,7 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
 #			by itself; none if helpers do it
 targets="amd64 rt-amd64 amd64-7.2 arm64 debug"
 describe_target() {
-	config="" tools="" image="" cpu=max memory=256 seconds=240 variants="" hot_path="" debug=""
+	config="" tools="" image="" cpu=max memory=256 seconds=420 variants="" hot_path="" debug=""
 	case ${DEBUG:-} in
 	1) debug=1 ;;
 	?*) die "DEBUG=$DEBUG is not supported" "Use DEBUG=1, or leave it out." ;;

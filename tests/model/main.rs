@@ -69,7 +69,7 @@ fn main() {
     builder.checkpoint_interval = 1000;
     builder.check(move || {
         EXECUTIONS.fetch_add(1, SeqCst);
-        scenarios::clear();
+        scenarios::SEEN.clear();
         (scenario.check)(world::run(scenario.atomics, scenario.setup));
     });
     let executions = EXECUTIONS.load(SeqCst);

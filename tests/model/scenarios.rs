@@ -28,11 +28,12 @@ use std::{
 
 /// What was called so far in an execution. `loom` runs one thread at a time, so this is what was
 /// called before in time, without any order of memory.
-#[derive(Default)]
 pub struct Seen {
     releases: AtomicUsize,
     drops: AtomicUsize,
     confirmed: AtomicUsize,
+    /// Kills that are to be confirmed.
+    to_confirm: AtomicUsize,
     switched: AtomicUsize,
     /// The module has gone.
     is_gone: AtomicBool,
@@ -42,10 +43,11 @@ pub struct Seen {
     switched_back: AtomicUsize,
 }
 
-static SEEN: Seen = Seen {
+pub static SEEN: Seen = Seen {
     releases: AtomicUsize::new(0),
     drops: AtomicUsize::new(0),
     confirmed: AtomicUsize::new(0),
+    to_confirm: AtomicUsize::new(0),
     switched: AtomicUsize::new(0),
     is_gone: AtomicBool::new(false),
     revive: AtomicUsize::new(0),
@@ -58,20 +60,17 @@ impl Seen {
             releases,
             drops,
             confirmed,
+            to_confirm,
             switched,
             revive,
             switched_back,
             ..
         } = self;
-        for counter in [releases, drops, confirmed, switched, revive, switched_back] {
+        for counter in [releases, drops, confirmed, to_confirm, switched, revive, switched_back] {
             counter.store(0, SeqCst);
         }
         self.is_gone.store(false, SeqCst);
     }
-}
-
-pub fn clear() {
-    SEEN.clear();
 }
 
 fn expect(what: &AtomicUsize, n: usize) {
@@ -258,6 +257,7 @@ pub static ALL: &[Scenario] = &[
         one_life,
     )
     .at_most(2),
+    scenario("each_kill_is_confirmed", each_kill_is_confirmed, all_confirmed).at_most(3),
     scenario("get_against_switch_back", get_against_switch_back, one_life).at_most(3),
     scenario("kill_against_resurrect", kill_against_resurrect, dropped).at_most(2),
     scenario(
@@ -432,6 +432,32 @@ fn confirmation_against_resurrect() -> Vec<Actor> {
             let _ = other.resurrect();
         }),
     ]
+}
+
+/// A frozen reference is killed twice, and one of the kills is taken back. Each has a confirmation.
+fn each_kill_is_confirmed() -> Vec<Actor> {
+    let object = Arc::new(atomic());
+    let frozen = object.freeze();
+    let other = object.clone();
+    let kill = |object: &PercpuRef<Thing, Reinit>| {
+        let is_killed = object.kill_and_confirm();
+        SEEN.to_confirm.fetch_add(is_killed.into(), SeqCst);
+    };
+    vec![
+        actor(move || {
+            kill(&object);
+            let _ = object.resurrect();
+        }),
+        actor(move || {
+            kill(&other);
+            drop(frozen);
+        }),
+    ]
+}
+
+fn all_confirmed(left: usize) {
+    expect(&SEEN.confirmed, SEEN.to_confirm.load(SeqCst));
+    dropped(left);
 }
 
 fn confirmed_each_time(left: usize) {
