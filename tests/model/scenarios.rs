@@ -66,7 +66,15 @@ impl Seen {
             switched_back,
             ..
         } = self;
-        for counter in [releases, drops, confirmed, to_confirm, switched, revive, switched_back] {
+        for counter in [
+            releases,
+            drops,
+            confirmed,
+            to_confirm,
+            switched,
+            revive,
+            switched_back,
+        ] {
             counter.store(0, SeqCst);
         }
         self.is_gone.store(false, SeqCst);
@@ -257,7 +265,12 @@ pub static ALL: &[Scenario] = &[
         one_life,
     )
     .at_most(2),
-    scenario("each_kill_is_confirmed", each_kill_is_confirmed, all_confirmed).at_most(3),
+    scenario(
+        "each_kill_is_confirmed",
+        each_kill_is_confirmed,
+        all_confirmed,
+    )
+    .at_most(3),
     scenario("get_against_switch_back", get_against_switch_back, one_life).at_most(3),
     scenario("kill_against_resurrect", kill_against_resurrect, dropped).at_most(2),
     scenario(
