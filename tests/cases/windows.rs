@@ -514,7 +514,7 @@ pub(super) fn freezer_stops_revival() -> Result<Outcome> {
 }
 
 //
-// Confirmations, and who owes them.
+// Confirmations, and which thread calls them.
 //
 
 /// The reference is frozen. A killer has asked for a confirmation and is held. The kill is taken

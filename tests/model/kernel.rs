@@ -59,16 +59,24 @@ pub mod alloc {
         pub struct Kmalloc;
         pub struct Vmalloc;
         pub struct KVmalloc;
+        // SAFETY: The trait requires nothing.
         unsafe impl super::Allocator for Kmalloc {}
+        // SAFETY: The trait requires nothing.
         unsafe impl super::Allocator for Vmalloc {}
+        // SAFETY: The trait requires nothing.
         unsafe impl super::Allocator for KVmalloc {}
     }
 
     pub type KBox<T> = Box<T, allocator::Kmalloc>;
 
+    /// # Invariants
+    ///
+    /// The pointer is to an initialised value, in memory of `world::alloc()`, which the box owns.
     pub struct Box<T, A>(NonNull<T>, PhantomData<A>);
 
+    // SAFETY: A box owns its value.
     unsafe impl<T: Send, A> Send for Box<T, A> {}
+    // SAFETY: A shared box gives shared references to its value.
     unsafe impl<T: Sync, A> Sync for Box<T, A> {}
 
     impl<T, A: Allocator> Box<T, A> {
@@ -78,6 +86,7 @@ pub mod alloc {
 
         pub fn new(value: T, _flags: Flags) -> Result<Self, AllocError> {
             let this = Self::uninit();
+            // SAFETY: The memory is new.
             unsafe { this.write(value) };
             Ok(Self(this, PhantomData))
         }
@@ -87,10 +96,12 @@ pub mod alloc {
             E: From<AllocError>,
         {
             let this = Self::uninit();
+            // SAFETY: The memory is new.
             if let Err(error) = unsafe { pin_init::raw_try_init(this.as_ptr(), init) } {
                 world::free(this.as_ptr().cast());
                 return Err(error);
             }
+            // SAFETY: The value does not move before the box is dropped or unpinned.
             Ok(unsafe { Pin::new_unchecked(Self(this, PhantomData)) })
         }
 
@@ -98,6 +109,7 @@ pub mod alloc {
         where
             Error: From<E>,
         {
+            // SAFETY: The closure does what `init` does.
             let init = unsafe {
                 pin_init::pin_init_from_closure(move |slot| {
                     pin_init::raw_try_init(slot, init).map_err(Error::from)
@@ -110,12 +122,16 @@ pub mod alloc {
             ManuallyDrop::new(this).0.as_ptr()
         }
 
+        /// # Safety
+        ///
+        /// `this` must be what `into_raw()` returned, and must be converted back once.
         pub unsafe fn from_raw(this: *mut T) -> Self {
             Self(NonNull::new(this).unwrap(), PhantomData)
         }
 
         pub fn into_inner(this: Self) -> T {
             let this = ManuallyDrop::new(this);
+            // SAFETY: By the type invariant, the value is there. It is not dropped here.
             let value = unsafe { this.0.read() };
             world::free(this.0.as_ptr().cast());
             value
@@ -126,18 +142,21 @@ pub mod alloc {
         type Target = T;
 
         fn deref(&self) -> &T {
+            // SAFETY: By the type invariant, the value is there.
             unsafe { self.0.as_ref() }
         }
     }
 
     impl<T, A> DerefMut for Box<T, A> {
         fn deref_mut(&mut self) -> &mut T {
+            // SAFETY: By the type invariant, the value is there, and the box owns it.
             unsafe { self.0.as_mut() }
         }
     }
 
     impl<T, A> Drop for Box<T, A> {
         fn drop(&mut self) {
+            // SAFETY: By the type invariant, the value is there. It is not used after this.
             unsafe { self.0.drop_in_place() };
             world::free(self.0.as_ptr().cast());
         }
@@ -145,6 +164,7 @@ pub mod alloc {
 
     impl<T, A> From<Box<T, A>> for Pin<Box<T, A>> {
         fn from(this: Box<T, A>) -> Self {
+            // SAFETY: The value does not move before the box is dropped or unpinned.
             unsafe { Pin::new_unchecked(this) }
         }
     }
@@ -184,6 +204,7 @@ pub mod error {
     }
 }
 
+/// C's functions. They are safe here: what they rely on is checked, or the library promises it.
 pub mod bindings {
     use super::world::{self, Item};
     use core::ffi::*;
@@ -239,8 +260,9 @@ pub mod bindings {
     pub static mut system_dfl_wq: *mut workqueue_struct = core::ptr::null_mut();
     pub static __cpu_online_mask: u64 = !0;
 
-    pub unsafe fn call_rcu_hurry_now(head: *mut callback_head, func: rcu_callback_t) {
+    fn queue(head: *mut callback_head, func: rcu_callback_t) {
         world::check(head as usize);
+        // SAFETY: The library passes the head of an object that is there, for this call alone.
         unsafe {
             head.write(callback_head {
                 next: core::ptr::null_mut(),
@@ -250,111 +272,111 @@ pub mod bindings {
         world::push(Item::Callback(head));
     }
 
-    pub unsafe extern "C" fn call_rcu(head: *mut callback_head, func: rcu_callback_t) {
-        unsafe { call_rcu_hurry_now(head, func) };
+    pub extern "C" fn call_rcu(head: *mut callback_head, func: rcu_callback_t) {
+        queue(head, func);
     }
 
-    pub unsafe extern "C" fn call_rcu_hurry(head: *mut callback_head, func: rcu_callback_t) {
-        unsafe { call_rcu_hurry_now(head, func) };
+    pub extern "C" fn call_rcu_hurry(head: *mut callback_head, func: rcu_callback_t) {
+        queue(head, func);
     }
 
-    pub unsafe extern "C" fn call_rcu_tasks(_: *mut callback_head, _: rcu_callback_t) {
+    pub extern "C" fn call_rcu_tasks(_: *mut callback_head, _: rcu_callback_t) {
         unreachable!("the model has no RCU Tasks")
     }
 
-    pub unsafe fn kvfree_call_rcu(head: *mut callback_head, memory: *mut c_void) {
+    pub fn kvfree_call_rcu(head: *mut callback_head, memory: *mut c_void) {
         world::check(head as usize);
         world::push(Item::Free(memory));
     }
 
-    pub unsafe fn rcu_barrier() {
+    pub fn rcu_barrier() {
         world::rcu_barrier();
     }
 
-    pub unsafe fn synchronize_rcu() {
+    pub fn synchronize_rcu() {
         world::synchronize_rcu();
     }
 
-    pub unsafe fn synchronize_rcu_tasks() {
+    pub fn synchronize_rcu_tasks() {
         world::synchronize_rcu();
     }
 
-    pub unsafe fn rcu_is_watching() -> bool {
+    pub fn rcu_is_watching() -> bool {
         true
     }
 
-    pub unsafe fn smp_mb() {
+    pub fn smp_mb() {
         loom::sync::atomic::fence(loom::sync::atomic::Ordering::SeqCst);
     }
 
-    pub unsafe fn kfree(memory: *const c_void) {
+    pub fn kfree(memory: *const c_void) {
         world::free(memory);
     }
 
-    pub unsafe fn __alloc_percpu_gfp(size: usize, align: usize, _: gfp_t) -> *mut c_void {
+    pub fn __alloc_percpu_gfp(size: usize, align: usize, _: gfp_t) -> *mut c_void {
         world::alloc_percpu(size, align)
     }
 
-    pub unsafe fn free_percpu(memory: *mut c_void) {
+    pub fn free_percpu(memory: *mut c_void) {
         world::free(memory);
     }
 
-    pub unsafe fn per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void {
+    pub fn per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void {
         world::per_cpu_ptr(ptr, cpu)
     }
 
-    pub unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
+    pub fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
         world::per_cpu_ptr(ptr, world::cpu() as u32)
     }
 
-    pub unsafe fn cpu_possible(_: c_uint) -> bool {
+    pub fn cpu_possible(_: c_uint) -> bool {
         true
     }
 
-    pub unsafe fn preempt_disable() {
+    pub fn preempt_disable() {
         world::enter_section();
     }
 
-    pub unsafe fn preempt_enable() {
+    pub fn preempt_enable() {
         world::leave_section();
     }
 
-    pub unsafe fn __preempt_schedule() {}
+    pub fn __preempt_schedule() {}
 
-    pub unsafe fn preempt_count() -> c_int {
+    pub fn preempt_count() -> c_int {
         0
     }
 
-    pub unsafe fn __raw_spin_lock_init(
+    pub fn __raw_spin_lock_init(
         _: *mut raw_spinlock_t,
         _: *const c_char,
         _: *mut lock_class_key,
     ) {
     }
 
-    pub unsafe fn raw_spin_lock_irqsave(lock: *mut raw_spinlock_t) -> c_ulong {
+    pub fn raw_spin_lock_irqsave(lock: *mut raw_spinlock_t) -> c_ulong {
         world::lock(lock as usize);
         0
     }
 
-    pub unsafe fn raw_spin_unlock_irqrestore(lock: *mut raw_spinlock_t, _: c_ulong) {
+    pub fn raw_spin_unlock_irqrestore(lock: *mut raw_spinlock_t, _: c_ulong) {
         world::unlock(lock as usize);
     }
 
-    pub unsafe fn init_completion(done: *mut completion) {
+    pub fn init_completion(done: *mut completion) {
         world::init_completion(done as usize);
     }
 
-    pub unsafe fn complete(done: *mut completion) {
+    pub fn complete(done: *mut completion) {
         world::complete(done as usize);
     }
 
-    pub unsafe fn wait_for_completion_timeout(done: *mut completion, left: c_ulong) -> c_ulong {
+    pub fn wait_for_completion_timeout(done: *mut completion, left: c_ulong) -> c_ulong {
         world::wait_for_completion(done as usize);
         left
     }
 
-    pub unsafe fn wait_for_completion_killable_timeout(
+    pub fn wait_for_completion_killable_timeout(
         done: *mut completion,
         left: c_ulong,
     ) -> c_long {
@@ -362,7 +384,7 @@ pub mod bindings {
         left as c_long
     }
 
-    pub unsafe fn init_wait_var_entry(
+    pub fn init_wait_var_entry(
         entry: *mut wait_bit_queue_entry,
         variable: *mut c_void,
         _: c_int,
@@ -370,11 +392,11 @@ pub mod bindings {
         world::prepare_to_wait(entry as usize, variable as usize);
     }
 
-    pub unsafe fn __var_waitqueue(_: *mut c_void) -> *mut wait_queue_head {
+    pub fn __var_waitqueue(_: *mut c_void) -> *mut wait_queue_head {
         core::ptr::null_mut()
     }
 
-    pub unsafe fn prepare_to_wait_event(
+    pub fn prepare_to_wait_event(
         _: *mut wait_queue_head,
         entry: *mut wait_queue_entry,
         _: c_int,
@@ -383,29 +405,30 @@ pub mod bindings {
         0
     }
 
-    pub unsafe fn schedule() {
+    pub fn schedule() {
         world::wait_as_set();
     }
 
-    pub unsafe fn finish_wait(_: *mut wait_queue_head, entry: *mut wait_queue_entry) {
+    pub fn finish_wait(_: *mut wait_queue_head, entry: *mut wait_queue_entry) {
         world::finish_wait(entry as usize);
     }
 
-    pub unsafe fn wake_up_var(variable: *mut c_void) {
+    pub fn wake_up_var(variable: *mut c_void) {
         world::wake_up_variable(variable as usize);
     }
 
-    pub unsafe fn init_work_with_key(
+    pub fn init_work_with_key(
         work: *mut work_struct,
         func: work_func_t,
         _: bool,
         _: *const c_char,
         _: *mut lock_class_key,
     ) {
+        // SAFETY: `work` is the field of a class that is being made.
         unsafe { work.write(work_struct { func }) };
     }
 
-    pub unsafe fn queue_work_on(
+    pub fn queue_work_on(
         _: c_int,
         _: *mut workqueue_struct,
         work: *mut work_struct,
@@ -414,54 +437,55 @@ pub mod bindings {
         true
     }
 
-    pub unsafe fn kthread_create_on_node(
+    pub fn kthread_create_on_node(
         func: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
         data: *mut c_void,
         _: c_int,
         _: *const c_char,
     ) -> *mut task_struct {
+        // SAFETY: The library passes a function with its argument, to be called once.
         unsafe { (func.unwrap())(data) };
         core::ptr::NonNull::dangling().as_ptr()
     }
 
-    pub unsafe fn wake_up_process(_: *mut task_struct) {}
+    pub fn wake_up_process(_: *mut task_struct) {}
 
-    pub unsafe fn lockdep_init_map(_: *mut lockdep_map, _: *const c_char, _: *mut lock_class_key) {}
+    pub fn lockdep_init_map(_: *mut lockdep_map, _: *const c_char, _: *mut lock_class_key) {}
 
-    pub unsafe fn lock_map_acquire(_: *mut lockdep_map) {}
+    pub fn lock_map_acquire(_: *mut lockdep_map) {}
 
-    pub unsafe fn lock_map_release(_: *mut lockdep_map) {}
+    pub fn lock_map_release(_: *mut lockdep_map) {}
 
-    pub unsafe fn ktime_get_seconds() -> i64 {
+    pub fn ktime_get_seconds() -> i64 {
         1
     }
 
-    pub unsafe fn percpu_ref_pr_debug_sum(_: u64, _: u64) {}
+    pub fn percpu_ref_pr_debug_sum(_: u64, _: u64) {}
 
     macro_rules! this_cpu {
         ($($int:ident)*) => { macros::paste! { $(
-            pub unsafe fn [<this_cpu_add_ $int>](ptr: *mut $int, value: $int) {
+            pub fn [<this_cpu_add_ $int>](ptr: *mut $int, value: $int) {
                 world::change_counter(ptr.cast(), |old| old.wrapping_add(value.into()));
             }
-            pub unsafe fn [<this_cpu_read_ $int>](_: *mut $int) -> $int {
+            pub fn [<this_cpu_read_ $int>](_: *mut $int) -> $int {
                 unimplemented!()
             }
-            pub unsafe fn [<this_cpu_write_ $int>](_: *mut $int, _: $int) {
+            pub fn [<this_cpu_write_ $int>](_: *mut $int, _: $int) {
                 unimplemented!()
             }
-            pub unsafe fn [<this_cpu_and_ $int>](_: *mut $int, _: $int) {
+            pub fn [<this_cpu_and_ $int>](_: *mut $int, _: $int) {
                 unimplemented!()
             }
-            pub unsafe fn [<this_cpu_or_ $int>](_: *mut $int, _: $int) {
+            pub fn [<this_cpu_or_ $int>](_: *mut $int, _: $int) {
                 unimplemented!()
             }
-            pub unsafe fn [<this_cpu_add_return_ $int>](_: *mut $int, _: $int) -> $int {
+            pub fn [<this_cpu_add_return_ $int>](_: *mut $int, _: $int) -> $int {
                 unimplemented!()
             }
-            pub unsafe fn [<this_cpu_xchg_ $int>](_: *mut $int, _: $int) -> $int {
+            pub fn [<this_cpu_xchg_ $int>](_: *mut $int, _: $int) -> $int {
                 unimplemented!()
             }
-            pub unsafe fn [<this_cpu_cmpxchg_ $int>](_: *mut $int, _: $int, _: $int) -> $int {
+            pub fn [<this_cpu_cmpxchg_ $int>](_: *mut $int, _: $int, _: $int) -> $int {
                 unimplemented!()
             }
         )* } };
@@ -494,7 +518,7 @@ pub mod cpumask {
     pub struct Cpumask;
 
     impl Cpumask {
-        pub unsafe fn from_raw<'a, T>(_: *const T) -> &'a Self {
+        pub fn from_raw<'a, T>(_: *const T) -> &'a Self {
             &Self
         }
 
@@ -545,17 +569,30 @@ pub mod types {
                 init(slot.cast());
                 Ok(())
             };
+            // SAFETY: The closure makes all of the value.
             unsafe { pin_init::pin_init_from_closure(init) }
         }
     }
 
+    /// # Safety
+    ///
+    /// As in the kernel crate. The model does not use it.
     pub unsafe trait ForeignOwnable: Sized {
         const FOREIGN_ALIGN: usize;
         type Borrowed<'a>;
         type BorrowedMut<'a>;
         fn into_foreign(self) -> *mut core::ffi::c_void;
+        /// # Safety
+        ///
+        /// As in the kernel crate.
         unsafe fn from_foreign(ptr: *mut core::ffi::c_void) -> Self;
+        /// # Safety
+        ///
+        /// As in the kernel crate.
         unsafe fn borrow<'a>(ptr: *mut core::ffi::c_void) -> Self::Borrowed<'a>;
+        /// # Safety
+        ///
+        /// As in the kernel crate.
         unsafe fn borrow_mut<'a>(ptr: *mut core::ffi::c_void) -> Self::BorrowedMut<'a>;
     }
 }
@@ -664,7 +701,7 @@ pub mod sync {
     pub struct LockClassKey(());
 
     impl LockClassKey {
-        pub const unsafe fn new_static() -> Self {
+        pub const fn new_static() -> Self {
             Self(())
         }
     }
@@ -725,12 +762,16 @@ pub mod sync {
             const IS_FULL: bool = true;
         }
 
+        /// # Safety
+        ///
+        /// As in the kernel crate: the type has the size of a `u32` or of a `u64`, and no padding.
         pub unsafe trait AtomicType: Copy {
             type Repr;
         }
 
         macro_rules! atomic_types {
             ($($type:ty)*) => {$(
+                // SAFETY: It is an integer of such a size.
                 unsafe impl AtomicType for $type {
                     type Repr = $type;
                 }
@@ -738,18 +779,22 @@ pub mod sync {
         }
         atomic_types!(u32 i32 u64 i64 usize isize);
 
+        // SAFETY: It is a pointer, of such a size.
         unsafe impl<T> AtomicType for *mut T {
             type Repr = *const core::ffi::c_void;
         }
 
-        fn to_bits<T: Copy>(value: T) -> u64 {
+        fn to_bits<T: AtomicType>(value: T) -> u64 {
+            // SAFETY: By the requirements of the trait, the sizes are the same.
             match size_of::<T>() {
                 4 => unsafe { transmute_copy::<T, u32>(&value) }.into(),
                 _ => unsafe { transmute_copy::<T, u64>(&value) },
             }
         }
 
-        fn from_bits<T: Copy>(bits: u64) -> T {
+        fn from_bits<T: AtomicType>(bits: u64) -> T {
+            // SAFETY: By the requirements of the trait, the sizes are the same. The bits came from
+            // a `T`.
             match size_of::<T>() {
                 4 => unsafe { transmute_copy::<u32, T>(&(bits as u32)) },
                 _ => unsafe { transmute_copy::<u64, T>(&bits) },
@@ -759,7 +804,9 @@ pub mod sync {
         #[repr(transparent)]
         pub struct Atomic<T>(UnsafeCell<T>);
 
+        // SAFETY: All accesses are seen by `loom`.
         unsafe impl<T> Send for Atomic<T> {}
+        // SAFETY: All accesses are seen by `loom`.
         unsafe impl<T> Sync for Atomic<T> {}
 
         impl<T> Atomic<T> {
@@ -773,10 +820,12 @@ pub mod sync {
             /// value.
             fn with<R>(&self, f: impl FnOnce(&AtomicU64, u64, &dyn Fn(u64)) -> R) -> R {
                 let address = self.0.get() as usize;
+                // SAFETY: The memory is that of this value. `loom` runs one thread at a time.
                 let found = to_bits(unsafe { *self.0.get() });
                 world::with_atomic(address, size_of::<T>(), found, |atomic, first, set| {
                     f(atomic, first, &|new| {
                         set(new);
+                        // SAFETY: As above.
                         unsafe { *self.0.get() = from_bits(new) };
                     })
                 })
@@ -874,7 +923,7 @@ pub mod sync {
 macro_rules! static_lock_class {
     () => {{
         static CLASS: $crate::sync::LockClassKey =
-            unsafe { $crate::sync::LockClassKey::new_static() };
+            $crate::sync::LockClassKey::new_static();
         core::pin::Pin::static_ref(&CLASS)
     }};
 }
@@ -930,12 +979,16 @@ macro_rules! try_pin_init {
 }
 
 pub trait CStrExt {
+    /// # Safety
+    ///
+    /// `ptr` must be to a string that ends with a null, for `'a`.
     unsafe fn from_char_ptr<'a>(ptr: *const core::ffi::c_char) -> &'a Self;
     fn as_char_ptr(&self) -> *const core::ffi::c_char;
 }
 
 impl CStrExt for core::ffi::CStr {
     unsafe fn from_char_ptr<'a>(ptr: *const core::ffi::c_char) -> &'a Self {
+        // SAFETY: By the safety requirements of this function.
         unsafe { Self::from_ptr(ptr) }
     }
 

@@ -3,9 +3,9 @@
 //! What the threads do, and what must be so in each order of their steps.
 //!
 //! What holds for all: memory is not used after it was freed, and is freed once; an access to a
-//! counter is ordered after those before it; nothing sleeps in a critical section; no thread waits
-//! for ever; the library does not warn; and when all threads have ended, what is left in memory are
-//! the classes. `world.rs` finds these.
+//! counter is ordered after those before it; nothing sleeps in a critical section; each wait
+//! ends; the library does not warn; and when all threads have ended, only the classes are left in
+//! memory. `world.rs` finds these.
 
 use crate::{
     bindings,
@@ -715,6 +715,7 @@ fn new_against_unload() -> Vec<Actor> {
         }),
         actor(move || {
             let thing = std::mem::ManuallyDrop::new(Thing::new());
+            // SAFETY: The closure makes all of the value.
             let init = unsafe {
                 pin_init::init_from_closure(|slot: *mut Thing| {
                     slot.write(std::mem::ManuallyDrop::into_inner(thing));

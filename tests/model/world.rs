@@ -229,6 +229,7 @@ pub fn run(atomics: usize, setup: impl FnOnce() -> Vec<Actor>) -> usize {
 
     // SAFETY: All threads have ended.
     let world = unsafe { Box::from_raw(WORLD) };
+    // SAFETY: All threads have ended.
     unsafe { WORLD = std::ptr::null_mut() };
     restore_statics(&world);
     let mut left = 0;
