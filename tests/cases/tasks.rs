@@ -105,19 +105,19 @@ impl Drop for Window {
 
 /// Gets a reference, in a function that a probe can be set on.
 #[inline(never)]
-fn get(thing: &PercpuRef<TasksThing>) -> Option<PercpuRefGuard<TasksThing>> {
+pub(super) fn get<T: Counted>(thing: &PercpuRef<T>) -> Option<PercpuRefGuard<T>> {
     thing.try_get_live()
 }
 
 /// Puts a reference, in a function that a probe can be set on.
 #[inline(never)]
-fn put(guard: PercpuRefGuard<TasksThing>) {
+pub(super) fn put<T: Counted>(guard: PercpuRefGuard<T>) {
     drop(guard);
 }
 
 /// Finds an object and gets a reference, in a function that a probe can be set on.
 #[inline(never)]
-fn find(place: &RcuPercpuRef<TasksThing>) -> Option<PercpuRefGuard<TasksThing>> {
+pub(super) fn find<T: Counted>(place: &RcuPercpuRef<T>) -> Option<PercpuRefGuard<T>> {
     place.try_get()
 }
 
@@ -242,7 +242,7 @@ fn each_end_waits_here(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Res
     let used = thing.clone();
     let user = move || run(&mut || get(&used).map_or((), put));
     if !end_waits(
-        (get as *const c_void, Place::Increment),
+        (get::<TasksThing> as *const c_void, Place::Increment),
         &events,
         user,
         || kill(&thing),
@@ -255,7 +255,7 @@ fn each_end_waits_here(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Res
     let mut guard = thing.try_get();
     let user = move || run(&mut || guard.take().map_or((), put));
     end_waits(
-        (put as *const c_void, Place::Decrement),
+        (put::<TasksThing> as *const c_void, Place::Decrement),
         &events,
         user,
         || kill(&thing),
@@ -267,7 +267,7 @@ fn each_end_waits_here(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Res
     let used = place.clone();
     let user = move || run(&mut || find(&used).map_or((), put));
     end_waits(
-        (find as *const c_void, Place::Increment),
+        (find::<TasksThing> as *const c_void, Place::Increment),
         &events,
         user,
         || kill(&place.replace(None).ok_or(EIO)?),
@@ -309,7 +309,7 @@ pub(super) fn tasks_memory_outlives_lookup() -> Result<Outcome> {
     wait_for(|| events.confirmed.get() == 1)?;
     check!(place.insert(owner).is_ok());
 
-    let Some(window) = Window::open(find as *const c_void, Place::ReadWord)? else {
+    let Some(window) = Window::open(find::<TasksThing> as *const c_void, Place::ReadWord)? else {
         return NO_WINDOW;
     };
     let (used, missed) = (place.clone(), Arc::new(Counter::default(), GFP_KERNEL)?);

@@ -6,7 +6,14 @@
 //! of the kernel's. While it is held, another thread does what the comments of the library say it
 //! may do. In all cases, the thread that checks runs on `here`, and what is held on `there`.
 
-use super::*;
+use super::{
+    tasks::{
+        find,
+        get,
+        put, //
+    },
+    *, //
+};
 
 use core::ptr;
 use kernel::sync::percpu_ref::{
@@ -184,31 +191,16 @@ fn check_live(modal: Arc<Modal>, events: &Events, confirmed: u32, lives: u32) ->
 // Sections.
 //
 
-/// Gets a reference, in a function that a probe can be set on.
-#[inline(never)]
-fn get(thing: &PercpuRef<Thing>) -> Option<PercpuRefGuard<Thing>> {
-    thing.try_get_live()
-}
-
-/// Puts a reference, in a function that a probe can be set on.
-#[inline(never)]
-fn put(guard: PercpuRefGuard<Thing>) {
-    drop(guard);
-}
-
-/// Finds an object and gets a reference, in a function that a probe can be set on.
-#[inline(never)]
-fn find(place: &RcuPercpuRef<Thing>) -> Option<PercpuRefGuard<Thing>> {
-    place.try_get()
-}
-
 /// A get, a put and a lookup are held between reading the word and counting. The grace period of a
 /// kill must wait for them.
 pub(super) fn get_and_put_count_in_their_section() -> Result<Outcome> {
     apart(|_, there| {
         let (thing, events) = Thing::shared()?;
         let thing = Arc::new(thing, GFP_KERNEL)?;
-        let window = open!(Window::open(get as *const c_void, Place::Increment));
+        let window = open!(Window::open(
+            get::<Thing> as *const c_void,
+            Place::Increment
+        ));
         let used = thing.clone();
         let user = Worker::spawn(there, move || drop(get(&used)))?;
         check_section(window, user, &events, || kill_checked(&thing))?;
@@ -217,7 +209,10 @@ pub(super) fn get_and_put_count_in_their_section() -> Result<Outcome> {
 
         let (thing, events) = Thing::shared()?;
         let guard = thing.try_get().ok_or(EIO)?;
-        let window = open!(Window::open(put as *const c_void, Place::Decrement));
+        let window = open!(Window::open(
+            put::<Thing> as *const c_void,
+            Place::Decrement
+        ));
         let user = Worker::spawn(there, move || put(guard))?;
         check_section(window, user, &events, || kill_checked(&thing))?;
         check_end(&events, 1, 1)?;
@@ -225,7 +220,10 @@ pub(super) fn get_and_put_count_in_their_section() -> Result<Outcome> {
 
         let (thing, events) = Thing::shared()?;
         let place = Arc::new(RcuPercpuRef::from(thing), GFP_KERNEL)?;
-        let window = open!(Window::open(find as *const c_void, Place::Increment));
+        let window = open!(Window::open(
+            find::<Thing> as *const c_void,
+            Place::Increment
+        ));
         let used = place.clone();
         let user = Worker::spawn(there, move || drop(find(&used)))?;
         let kill = || {
@@ -270,7 +268,7 @@ pub(super) fn memory_outlives_lookup() -> Result<Outcome> {
             let window = if in_atomic {
                 in_thread(c"rust_helper_atomic64_read", 1).on(&*guard)
             } else {
-                Window::open(find as *const c_void, Place::ReadWord)
+                Window::open(find::<Thing> as *const c_void, Place::ReadWord)
             };
             let window = open!(window);
             let (used, missed) = (place.clone(), Arc::new(Counter::default(), GFP_KERNEL)?);

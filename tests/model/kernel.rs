@@ -347,12 +347,7 @@ pub mod bindings {
         0
     }
 
-    pub fn __raw_spin_lock_init(
-        _: *mut raw_spinlock_t,
-        _: *const c_char,
-        _: *mut lock_class_key,
-    ) {
-    }
+    pub fn __raw_spin_lock_init(_: *mut raw_spinlock_t, _: *const c_char, _: *mut lock_class_key) {}
 
     pub fn raw_spin_lock_irqsave(lock: *mut raw_spinlock_t) -> c_ulong {
         world::lock(lock as usize);
@@ -376,19 +371,12 @@ pub mod bindings {
         left
     }
 
-    pub fn wait_for_completion_killable_timeout(
-        done: *mut completion,
-        left: c_ulong,
-    ) -> c_long {
+    pub fn wait_for_completion_killable_timeout(done: *mut completion, left: c_ulong) -> c_long {
         world::wait_for_completion(done as usize);
         left as c_long
     }
 
-    pub fn init_wait_var_entry(
-        entry: *mut wait_bit_queue_entry,
-        variable: *mut c_void,
-        _: c_int,
-    ) {
+    pub fn init_wait_var_entry(entry: *mut wait_bit_queue_entry, variable: *mut c_void, _: c_int) {
         world::prepare_to_wait(entry as usize, variable as usize);
     }
 
@@ -428,11 +416,7 @@ pub mod bindings {
         unsafe { work.write(work_struct { func }) };
     }
 
-    pub fn queue_work_on(
-        _: c_int,
-        _: *mut workqueue_struct,
-        work: *mut work_struct,
-    ) -> bool {
+    pub fn queue_work_on(_: c_int, _: *mut workqueue_struct, work: *mut work_struct) -> bool {
         world::push(Item::Work(work));
         true
     }
@@ -922,8 +906,7 @@ pub mod sync {
 #[macro_export]
 macro_rules! static_lock_class {
     () => {{
-        static CLASS: $crate::sync::LockClassKey =
-            $crate::sync::LockClassKey::new_static();
+        static CLASS: $crate::sync::LockClassKey = $crate::sync::LockClassKey::new_static();
         core::pin::Pin::static_ref(&CLASS)
     }};
 }

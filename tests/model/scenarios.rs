@@ -12,7 +12,7 @@ use crate::{
     prelude::*,
     rcu::{self, RcuBox, RcuCallback, RcuCallbackBox, RcuCell},
     sync::percpu_ref::{
-        unload, Counted, PercpuRef, PercpuRefGuard, RcuPercpuRef, Reinit, UniquePercpuRef,
+        unload, Counted, Kind, PercpuRef, PercpuRefGuard, RcuPercpuRef, Reinit, UniquePercpuRef,
     },
     time::Delta,
     world::{self, Actor},
@@ -175,6 +175,30 @@ fn actor(actor: impl FnOnce() + 'static) -> Actor {
     Box::new(actor)
 }
 
+/// Two threads that use `shared`. It is dropped when both are done with it.
+fn both<T: 'static>(
+    shared: T,
+    first: impl FnOnce(&T) + 'static,
+    second: impl FnOnce(&T) + 'static,
+) -> Vec<Actor> {
+    let shared = Arc::new(shared);
+    let other = shared.clone();
+    vec![actor(move || first(&shared)), actor(move || second(&other))]
+}
+
+/// A thread that has the handle, and another that puts a reference which was got before, on the CPU
+/// of the first.
+fn and_put<K: Kind>(
+    object: PercpuRef<Thing, K>,
+    first: impl FnOnce(PercpuRef<Thing, K>) + 'static,
+) -> Vec<Actor> {
+    let guard = object.try_get().unwrap();
+    vec![
+        actor(move || first(object)),
+        actor(move || pass(Some(guard))),
+    ]
+}
+
 /// Uses a reference, if there is one.
 fn pass(guard: Option<PercpuRefGuard<Thing>>) {
     if let Some(guard) = guard {
@@ -287,15 +311,10 @@ pub static ALL: &[Scenario] = &[
     scenario("switch_against_switch", switch_against_switch, one_life).at_most(2),
     scenario("wait_against_put", wait_against_put, one_life).at_most(4),
     scenario("handle_against_put", handle_against_put, one_life).at_most(4),
-    scenario(
-        "lookup_against_replace",
-        lookup_against_replace::<false>,
-        one_life,
-    )
-    .at_most(4),
+    scenario("lookup_against_replace", lookup_against_replace, one_life).at_most(4),
     scenario(
         "lookup_against_replace_reinit",
-        lookup_against_replace::<true>,
+        lookup_against_replace_reinit,
         one_life,
     )
     .at_most(3),
@@ -325,70 +344,55 @@ pub static ALL: &[Scenario] = &[
 /// The initial reference and another one, that was got on the CPU of the first and is put on
 /// another.
 fn put_against_kill() -> Vec<Actor> {
-    let object = once();
-    let guard = object.try_get().unwrap();
-    vec![
-        actor(move || assert!(object.kill())),
-        actor(move || pass(Some(guard))),
-    ]
+    and_put(once(), |object| assert!(object.kill()))
 }
 
 fn get_against_kill() -> Vec<Actor> {
-    let object = Arc::new(once());
-    let other = object.clone();
-    vec![
-        actor(move || assert!(object.kill())),
-        actor(move || pass(other.try_get())),
-    ]
+    both(
+        once(),
+        |object| assert!(object.kill()),
+        |object| pass(object.try_get()),
+    )
 }
 
 /// One of them kills it.
 fn kill_against_kill() -> Vec<Actor> {
-    let object = Arc::new(once());
-    let other = object.clone();
-    vec![
-        actor(move || _ = object.kill()),
-        actor(move || _ = other.kill()),
-    ]
+    both(
+        once(),
+        |object| _ = object.kill(),
+        |object| _ = object.kill(),
+    )
 }
 
 /// After the confirmation, no reference is got.
-fn live_get_against_confirmation() -> Vec<Actor> {
-    let object = Arc::new(once());
-    let other = object.clone();
-    vec![
-        actor(move || assert!(object.kill_and_confirm())),
-        actor(move || {
+fn live_get_against_kill<K: Kind>(object: PercpuRef<Thing, K>) -> Vec<Actor> {
+    both(
+        object,
+        |object| assert!(object.kill_and_confirm()),
+        |object| {
             let is_confirmed = SEEN.confirmed.load(SeqCst) != 0;
-            let guard = other.try_get_live();
+            let guard = object.try_get_live();
             assert!(!is_confirmed || guard.is_none());
             pass(guard);
-        }),
-    ]
+        },
+    )
+}
+
+fn live_get_against_confirmation() -> Vec<Actor> {
+    live_get_against_kill(once())
 }
 
 fn live_get_in_atomic_mode() -> Vec<Actor> {
-    let object = Arc::new(atomic());
-    let other = object.clone();
-    vec![
-        actor(move || assert!(object.kill_and_confirm())),
-        actor(move || {
-            let is_confirmed = SEEN.confirmed.load(SeqCst) != 0;
-            let guard = other.try_get_live();
-            assert!(!is_confirmed || guard.is_none());
-            pass(guard);
-        }),
-    ]
+    live_get_against_kill(atomic())
 }
 
 /// The killer and the callback agree on which of them closes.
 fn kill_against_switch() -> Vec<Actor> {
-    let object = Arc::new(reinit());
-    let other = object.clone();
-    vec![
-        actor(move || object.switch_to_atomic()),
-        actor(move || assert!(other.kill())),
-    ]
+    both(
+        reinit(),
+        |object| object.switch_to_atomic(),
+        |object| assert!(object.kill()),
+    )
 }
 
 fn get_against_kill_and_switch() -> Vec<Actor> {
@@ -403,48 +407,45 @@ fn get_against_kill_and_switch() -> Vec<Actor> {
 
 /// A thread that finds the mode finds the counters as the switch has left them.
 fn get_against_switch_back() -> Vec<Actor> {
-    let object = Arc::new(reinit());
-    let other = object.clone();
-    vec![
-        actor(move || {
+    both(
+        reinit(),
+        |object| {
             object.switch_to_atomic_sync();
             object.switch_to_percpu();
-        }),
-        actor(move || pass(other.try_get())),
-    ]
+        },
+        |object| pass(object.try_get()),
+    )
 }
 
 /// The object dies twice, and lives again in between or not.
 fn kill_against_resurrect() -> Vec<Actor> {
-    let object = Arc::new(reinit());
-    let other = object.clone();
-    vec![
-        actor(move || {
+    both(
+        reinit(),
+        |object| {
             object.kill();
             let _ = object.resurrect();
-        }),
-        actor(move || {
-            other.kill();
-            pass(other.try_get_live());
-        }),
-    ]
+        },
+        |object| {
+            object.kill();
+            pass(object.try_get_live());
+        },
+    )
 }
 
 /// The confirmation of a kill comes before the kill is taken back.
 fn confirmation_against_resurrect() -> Vec<Actor> {
-    let object = Arc::new(reinit());
-    let other = object.clone();
-    vec![
-        actor(move || {
+    both(
+        reinit(),
+        |object| {
             let before = SEEN.confirmed.load(SeqCst);
             if object.kill_and_confirm() && object.resurrect().is_ok() {
                 assert!(SEEN.confirmed.load(SeqCst) > before);
             }
-        }),
-        actor(move || {
-            let _ = other.resurrect();
-        }),
-    ]
+        },
+        |object| {
+            let _ = object.resurrect();
+        },
+    )
 }
 
 /// A frozen reference is killed twice, and one of the kills is taken back. Each has a confirmation.
@@ -479,143 +480,115 @@ fn confirmed_each_time(left: usize) {
 }
 
 fn freeze_against_kill() -> Vec<Actor> {
-    let object = Arc::new(reinit());
-    let other = object.clone();
-    vec![
-        actor(move || {
+    both(
+        reinit(),
+        |object| {
             let frozen = object.freeze();
             assert!(object.is_zero() && object.try_get_live().is_none());
             drop(frozen);
-        }),
-        actor(move || {
-            other.kill();
-            let _ = other.resurrect();
-        }),
-    ]
+        },
+        |object| {
+            object.kill();
+            let _ = object.resurrect();
+        },
+    )
 }
 
 fn freeze_against_freeze() -> Vec<Actor> {
-    let object = Arc::new(atomic());
-    let other = object.clone();
     let freeze = |object: &PercpuRef<Thing, Reinit>| {
         let frozen = object.freeze();
         assert!(object.is_zero() && object.try_get().is_none());
         drop(frozen);
     };
-    vec![
-        actor(move || freeze(&object)),
-        actor(move || freeze(&other)),
-    ]
+    both(atomic(), freeze, freeze)
 }
 
 fn freeze_against_put() -> Vec<Actor> {
-    let object = atomic();
-    let guard = object.try_get().unwrap();
-    vec![
-        actor(move || {
-            let frozen = object.freeze();
-            assert!(object.is_zero());
-            drop(frozen);
-            assert!(object.try_get_live().is_some());
-        }),
-        actor(move || pass(Some(guard))),
-    ]
+    and_put(atomic(), |object| {
+        let frozen = object.freeze();
+        assert!(object.is_zero());
+        drop(frozen);
+        assert!(object.try_get_live().is_some());
+    })
 }
 
 /// When the kill is done and there are no references, the count is zero.
 fn zero_when_closed() -> Vec<Actor> {
-    let object = Arc::new(reinit());
-    let other = object.clone();
-    vec![
-        actor(move || {
+    both(
+        reinit(),
+        |object| {
             object.kill();
             object.switch_to_atomic_sync();
             assert!(object.is_zero());
-        }),
-        actor(move || {
-            other.switch_to_atomic();
-        }),
-    ]
+        },
+        |object| {
+            object.switch_to_atomic();
+        },
+    )
 }
 
 /// The mode stays until the object was told of it.
 fn confirmation_of_switch() -> Vec<Actor> {
-    let object = Arc::new(atomic());
-    let other = object.clone();
-    vec![
-        actor(move || object.switch_to_atomic()),
-        actor(move || {
-            other.switch_to_percpu();
+    both(
+        atomic(),
+        |object| object.switch_to_atomic(),
+        |object| {
+            object.switch_to_percpu();
             SEEN.switched_back.fetch_add(1, SeqCst);
-        }),
-    ]
+        },
+    )
 }
 
 fn switch_against_switch() -> Vec<Actor> {
-    let object = Arc::new(reinit());
-    let other = object.clone();
-    vec![
-        actor(move || {
+    both(
+        reinit(),
+        |object| {
             object.switch_to_atomic();
             object.switch_to_percpu();
-        }),
-        actor(move || {
-            other.switch_to_atomic();
-            pass(other.try_get());
-        }),
-    ]
+        },
+        |object| {
+            object.switch_to_atomic();
+            pass(object.try_get());
+        },
+    )
 }
 
 /// No wake-up is lost.
 fn wait_against_put() -> Vec<Actor> {
-    let object = once();
-    let guard = object.try_get().unwrap();
-    vec![
-        actor(move || {
-            assert!(object.kill_and_wait());
-            expect(&SEEN.drops, 1);
-        }),
-        actor(move || pass(Some(guard))),
-    ]
+    and_put(once(), |object| {
+        assert!(object.kill_and_wait());
+        expect(&SEEN.drops, 1);
+    })
 }
 
 /// Of the last hold and the last reference, either may go first.
 fn handle_against_put() -> Vec<Actor> {
-    let object = atomic();
-    let guard = object.try_get().unwrap();
-    vec![
-        actor(move || drop(object)),
-        actor(move || pass(Some(guard))),
-    ]
+    and_put(atomic(), |object| drop(object))
 }
 
-fn lookup_against_replace<const REINIT: bool>() -> Vec<Actor> {
-    if REINIT {
-        let place = Arc::new(RcuPercpuRef::from(atomic()));
-        let other = place.clone();
-        vec![
-            actor(move || drop(place.replace(None))),
-            actor(move || pass(other.try_get())),
-        ]
-    } else {
-        let place = Arc::new(RcuPercpuRef::from(once()));
-        let other = place.clone();
-        vec![
-            actor(move || drop(place.replace(None))),
-            actor(move || pass(other.try_get())),
-        ]
-    }
+fn find_and_replace<K: Kind>(object: PercpuRef<Thing, K>) -> Vec<Actor> {
+    both(
+        RcuPercpuRef::from(object),
+        |place| drop(place.replace(None)),
+        |place| pass(place.try_get()),
+    )
+}
+
+fn lookup_against_replace() -> Vec<Actor> {
+    find_and_replace(once())
+}
+
+fn lookup_against_replace_reinit() -> Vec<Actor> {
+    find_and_replace(atomic())
 }
 
 /// When either has returned, the object is gone.
 fn remove_against_remove() -> Vec<Actor> {
-    let place = Arc::new(RcuPercpuRef::from(atomic()));
-    let other = place.clone();
     let remove = |place: &RcuPercpuRef<Thing, Reinit>| {
         place.remove();
         expect(&SEEN.releases, 1);
     };
-    vec![actor(move || remove(&place)), actor(move || remove(&other))]
+    both(RcuPercpuRef::from(atomic()), remove, remove)
 }
 
 /// A life begins and ends inside the release of another.
@@ -773,17 +746,16 @@ struct Routes(Thing);
 fn cell_against_replace() -> Vec<Actor> {
     let cell = RcuCell::<Routes>::empty();
     drop(cell.replace(Some(RcuBox::new(Routes(Thing::new()), GFP_KERNEL).unwrap())));
-    let cell = Arc::new(cell);
-    let other = cell.clone();
-    vec![
-        actor(move || drop(cell.replace(None))),
-        actor(move || {
+    both(
+        cell,
+        |cell| drop(cell.replace(None)),
+        |cell| {
             let section = rcu::read_lock();
-            if let Some(routes) = other.load(&section) {
+            if let Some(routes) = cell.load(&section) {
                 routes.0.check();
             }
-        }),
-    ]
+        },
+    )
 }
 
 fn cell_dropped(left: usize) {
