@@ -4,13 +4,26 @@
 # Sourced by the other scripts: what a target is, where things are kept, how steps are shown.
 
 set -euo pipefail
-set -o allexport # for the shells that step() starts
+set -o allexport # for the shells that bounded() starts
+
+# A script ends when the make or the script that started it does, whatever ended that.
+if [ "${this_script:-}" != $$ ]; then
+	started_by=${this_script:-${MAKELEVEL:-}}
+	this_script=$$
+	if [ -n "$started_by" ] && command -v setpriv > /dev/null; then
+		exec setpriv --pdeathsig TERM "$BASH" "$0" "$@"
+	fi
+fi
+# An interrupt in a terminal reaches all scripts of a run. Each ends when the one that it waits for has ended.
+trap 'exit 130' INT
 
 # What git tells its hooks is not for the repositories that are made here.
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_PREFIX GIT_COMMON_DIR
+# With it, cd may go elsewhere, and prints where.
+unset CDPATH
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/percpu-ref}
+cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(echo ~root)}/.cache}/percpu-ref}
 
 # Sets the variables that describe target $1. A new target is a new case here.
 #
@@ -94,27 +107,44 @@ packages="
 	libelf-dev libssl-dev make pahole perl python3 qemu-system-x86 rsync rust-clippy rust-src
 	rustc rustfmt seabios xz-utils zstd"
 
-# die MESSAGE [REMEDY]: ends the script.
-die() {
+# complain MESSAGE [REMEDY...]; die MESSAGE [REMEDY...]: ends the script as well.
+complain() {
 	printf 'error: %s\n' "$1" >&2
-	[ $# -lt 2 ] || printf '       %s\n' "${@:2}" >&2
+	if [ $# -gt 1 ]; then
+		printf '       %s\n' "${@:2}" >&2
+	fi
+}
+die() {
+	complain "$@"
 	exit 1
 }
 
-# step NAME LIMIT LOG COMMAND...: runs a command or function that may take LIMIT seconds, and shows
-# how long it took. What it prints goes to LOG, the end of which is shown if it fails, with $remedy.
+# bounded LIMIT COMMAND...: runs a command or function, which may take LIMIT seconds. All that it has started
+# ends when it does, and when this script does.
+bounded() {
+	local status=0
+	setpriv --pdeathsig TERM timeout --kill-after=10 "$1" bash -euo pipefail -c '"$@"' bounded "${@:2}" &
+	trap "end_bounded $!" INT TERM HUP
+	wait $! || status=$?
+	trap 'exit 130' INT
+	trap - TERM HUP
+	return $status
+}
+end_bounded() {
+	kill "$1" 2> /dev/null || true
+	wait "$1" || true
+	exit 130
+}
+
+# attempt NAME LIMIT LOG COMMAND...: runs a command or function that may take LIMIT seconds, and shows
+# how long it took. What it prints goes to LOG. If it fails, the end of that is shown, with $remedy.
+# step: ends the script then.
 remedy=
-step() {
+attempt() {
 	local name=$1 limit=$2 log=$3 start=$SECONDS status=0
-	shift 3
 	mkdir -p "$(dirname "$log")"
 	printf '%-60s' "$name ..."
-	# timeout ends all that the command has started, and so does an interrupt of this script.
-	timeout --kill-after=10 "$limit" bash -euo pipefail -c '"$@"' step "$@" \
-		< /dev/null > "$log" 2>&1 9>&- &
-	trap "kill $! 2> /dev/null; exit 130" INT TERM HUP
-	wait $! || status=$?
-	trap - INT TERM HUP
+	bounded "$limit" "${@:4}" > "$log" 2>&1 || status=$?
 	if [ $status -eq 0 ]; then
 		printf '%4d s\n' $((SECONDS - start))
 		return
@@ -122,11 +152,17 @@ step() {
 	printf 'failed\n'
 	tail -n 20 "$log" | sed 's/^/    /' >&2
 	if [ "$(df --output=avail -k "$log" | tail -n 1)" -lt 102400 ]; then
-		die "the disk is full, at $(dirname "$log")" "Make room, or set PERCPU_REF_CACHE."
+		complain "the disk is full, at $(dirname "$log")" \
+			"Make room there. PERCPU_REF_CACHE=<folder> moves the cache elsewhere."
+	elif [ $status -eq 124 ] || [ $status -eq 137 ]; then
+		complain "'$name' took more than $limit s, and was stopped" "What it printed is in $log."
+	else
+		complain "'$name' failed" "All that it printed is in $log." ${remedy:+"$remedy"}
 	fi
-	[ $status -ne 124 ] && [ $status -ne 137 ] || die "'$name' took more than $limit s, and was stopped" \
-		"What it printed is in $log."
-	die "'$name' failed" "All that it printed is in $log." ${remedy:+"$remedy"}
+	return 1
+}
+step() {
+	attempt "$@" || exit 1
 }
 
 # cached NAME: says that something was taken from the cache.
@@ -136,17 +172,15 @@ cached() {
 
 # report NAME LOG COMMAND...: runs a command or function as a test case of $report_seconds at most, and
 # shows its result.
-passed=0 failed=0 report_seconds=60
+passed=0 failed=0 skipped=0 report_seconds=60
 report() {
-	local name=$1 log=$2
-	shift 2
-	if timeout --kill-after=10 $report_seconds bash -euo pipefail -c '"$@"' report "$@" > "$log" 2>&1; then
+	if bounded $report_seconds "${@:3}" > "$2" 2>&1; then
 		passed=$((passed + 1))
-		echo "ok $name"
+		echo "ok $1"
 	else
 		failed=$((failed + 1))
-		echo "not ok $name"
-		tail -n 30 "$log" | sed 's/^/    /'
+		echo "not ok $1"
+		tail -n 30 "$2" | sed 's/^/    /'
 	fi
 }
 
@@ -163,18 +197,19 @@ complaints_in() {
 
 # report_end: ends with the counts, and fails if a case did.
 report_end() {
-	echo "$passed passed, $failed failed, 0 skipped"
+	echo "$passed passed, $failed failed, $skipped skipped"
 	[ $failed -eq 0 ]
 }
 
 # in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
 # at /project and /cache. The mounts go with the command. The devices can be used, but not replaced, as
-# some tools do with what they are told to write to; a KVM that does not work is not to be found.
+# some tools do with what they are told to write to; a KVM that does not work is not to be found. UML
+# needs a /dev/shm in which files can be executed, which a container's own forbids.
 in_root() {
 	local hidden=
 	[ ! -e /dev/kvm ] || kvm_works || hidden=dev/kvm
 	# shellcheck disable=SC2016 # expanded by the inner shell
-	unshare --mount sh -e -c '
+	setpriv --pdeathsig TERM unshare --mount sh -e -c '
 		root=$1 project=$2 cache=$3 hidden=$4; shift 4
 		mkdir -p "$root/project" "$root/cache"
 		mount --bind "$project" "$root/project"
@@ -182,21 +217,35 @@ in_root() {
 		mount -t proc proc "$root/proc"
 		mount --rbind /dev "$root/dev"
 		mount -o remount,bind,ro "$root/dev"
+		[ ! -d "$root/dev/shm" ] || mount -t tmpfs -o exec,mode=1777 tmpfs "$root/dev/shm"
 		[ -z "$hidden" ] || mount --bind /dev/null "$root/$hidden"
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
 			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "$@"
 }
 
-# kvm_works: /dev/kvm may also be there and not work.
+# kvm_works: /dev/kvm may also be there and not work. QEMU itself finds one that cannot be opened.
 kvm_works() {
-	[ -w /dev/kvm ] && grep -qwE 'vmx|svm' /proc/cpuinfo
+	[ -w /dev/kvm ] && { [ "$(uname -m)" = aarch64 ] || grep -qwE 'vmx|svm' /proc/cpuinfo; }
 }
 
-# lock_cache [NAME]: until the script ends, others that want the same wait.
+# lock FILE WHAT: waits until no other run holds the file, and says so and what that run is. Then others wait
+# until this script has ended, and all that it has started; or until the descriptor $locked is closed.
+lock() {
+	if ! touch "$1" 2> /dev/null; then
+		die "$1 cannot be written to" "Run this as the owner of that folder, or as root."
+	fi
+	exec {locked}>> "$1"
+	if ! flock --nonblock $locked; then
+		echo "waiting for another run $2: $(cat "$1")"
+		setpriv --pdeathsig TERM flock $locked
+	fi
+	echo "scripts/${0##*/} $arguments (process $$)" > "$1"
+}
+arguments=$*
+
+# lock_cache [NAME]
 lock_cache() {
-	local lock=$cache/${1:+$1-}lock
-	exec 9> "$lock"
-	flock --timeout 1800 9 || die "another run has held $lock for half an hour"
+	lock "$cache/${1:+$1-}lock" "that writes to $cache${1:+/$1}"
 }
 
 # need_space MB: in the cache.
@@ -207,19 +256,80 @@ need_space() {
 		"Make room, or set PERCPU_REF_CACHE to a folder on another disk."
 }
 
-# need_packages WHAT PACKAGE...: in the toolchain's root, besides what it was made of.
+# need_packages WHAT PACKAGE...: in the toolchain's root, besides what it was made of. add_packages: with the
+# lock of the cache held.
 need_packages() {
+	local locked
+	if ! has_packages "${@:2}"; then
+		lock_cache
+		add_packages "$@"
+		exec {locked}>&-
+	fi
+}
+add_packages() {
+	if ! has_packages "${@:2}"; then
+		need_space 2000
+		step "$1" 1800 "$cache/log/${*: -1}" install_packages "${@:2}"
+	fi
+}
+has_packages() {
 	# When an earlier run was interrupted while it installed them, they are there but not ready.
 	local states
-	states=$(in_root dpkg-query -W -f '${db:Status-Status}\n' "${@:2}" 2>&1) || true
-	grep -qvx installed <<< "$states" || return 0
-	need_space 2000
-	step "$1" 600 "$cache/log/${*: -1}" install_packages "${@:2}"
+	states=$(in_root dpkg-query -W -f '${db:Status-Status}\n' "$@" 2>&1) || return 1
+	! grep -qvx installed <<< "$states"
 }
 install_packages() {
 	in_root dpkg --configure -a
-	in_root apt-get update
+	update_root
 	in_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+}
+
+# mirror: the host's mirror of Debian. Prints none if the host is no Debian itself, or has no such line that a
+# root could use, too; that leaves it to mmdebstrap.
+mirror() {
+	local release uri
+	# shellcheck disable=SC1090,SC1091
+	release=$(. "${OS_RELEASE:-/etc/os-release}" && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}") || return 0
+	# shellcheck disable=SC2016
+	uri=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
+		awk -v release="$release" '($1 == release || $4 == release) && $2 == "main" { print $3; exit }')
+	case $uri in
+	mirror+file:*)
+		uri=${uri#mirror+file:}
+		sed -n 's|^\(https\?://[^[:space:]]*\).*|\1|p' "${uri%/}" | head -n 1
+		;;
+	http://* | https://*) echo "$uri" ;;
+	esac
+}
+
+# apt_settings: of a root's apt, with the proxies and the like of the host.
+apt_settings() {
+	local scheme proxy
+	printf '%s\n' 'APT::Install-Recommends "false";' 'APT::Sandbox::User "root";' \
+		'APT::Update::Error-Mode "any";' 'Acquire::Retries "2";' 'Acquire::http::Timeout "20";'
+	apt-config dump | grep -E '^Acquire::(https?|Check-[A-Za-z-]*)\b' | grep -v Auto-Detect || true
+	for scheme in http https; do
+		proxy=${scheme}_proxy
+		if [ -n "${!proxy:-}" ]; then
+			echo "Acquire::$scheme::Proxy \"${!proxy}\";"
+		fi
+	done
+}
+
+# update_root: brings the root's lists of packages up to date, by the mirror, proxy and resolver that the host
+# has today.
+update_root() {
+	local etc=$cache/root/etc mirror
+	mirror=$(mirror)
+	if [ -n "$mirror" ]; then
+		printf "deb $mirror %s main\n" $suite $suite-backports > "$etc/apt/sources.list"
+		rm -f "$etc/apt/sources.list.d/backports.list"
+	fi
+	apt_settings > "$etc/apt/apt.conf.d/99mmdebstrap"
+	if [ -e /etc/resolv.conf ]; then
+		cp --remove-destination -L /etc/resolv.conf "$etc/resolv.conf"
+	fi
+	in_root apt-get update
 }
 
 # in_crate CRATE TARGET TOOL ARGUMENT...: runs rustc or a tool that takes the same options as Kbuild
@@ -249,3 +359,35 @@ make_modules() {
 	in_root make -C /project -j"$(nproc)" KDIR="/cache/$target/build" \
 		MO="/project/build/$target/modules" $make_args ${debug:+"DEBUG=$debug"} "$@"
 }
+
+case $cache in
+/*) ;;
+*) die "the cache's path is not absolute: $cache" "Write PERCPU_REF_CACHE, XDG_CACHE_HOME or HOME from / on." ;;
+esac
+
+# cleanup: what a script has to do before it ends. Before the first of a run ends, what root has made in the
+# checkout of another user becomes that user's.
+cleanup() { :; }
+at_exit() {
+	local made
+	cleanup
+	if [ "$first" = $$ ] && [ "$(id -u)" -eq 0 ] && [ "$(stat -c %u "$project")" -ne 0 ]; then
+		for made in "$project"/build "$project"/rust-project.json; do
+			[ ! -e "$made" ] || chown -Rh --reference="$project" "$made"
+		done
+	fi
+}
+trap at_exit EXIT
+
+# Runs in one checkout would destroy each other's results, so that they wait for each other.
+if [ "${run_in:-}" != "$project" ]; then
+	run_in=$project first=$$
+	case ${0##*/} in
+	in-tree | new | prepare | rust-analyzer) ;;
+	*)
+		mkdir -p "$project/build"
+		lock "$project/build/lock" "in this checkout"
+		checkout_lock=$locked
+		;;
+	esac
+fi
