@@ -120,7 +120,7 @@ step() {
 		return
 	fi
 	printf 'failed\n'
-	tail -n 20 "$log" | sed 's/^/    /' >&2
+	tail -n 40 "$log" | sed 's/^/    /' >&2
 	if [ "$(df --output=avail -k "$log" | tail -n 1)" -lt 102400 ]; then
 		die "the disk is full, at $(dirname "$log")" "Make room, or set PERCPU_REF_CACHE."
 	fi
@@ -168,15 +168,16 @@ report_end() {
 }
 
 # in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
-# at /project and /cache. The mounts go with the command. The devices can be used, but not replaced, as
+# at /project and /cache, and $MODULE at /module. The mounts go with the command. The devices can be used, but not replaced, as
 # some tools do with what they are told to write to; a KVM that does not work is not to be found.
 in_root() {
 	local hidden=
 	[ ! -e /dev/kvm ] || kvm_works || hidden=dev/kvm
 	# shellcheck disable=SC2016 # expanded by the inner shell
 	unshare --mount sh -e -c '
-		root=$1 project=$2 cache=$3 hidden=$4; shift 4
-		mkdir -p "$root/project" "$root/cache"
+		root=$1 project=$2 cache=$3 hidden=$4 module=$5; shift 5
+		mkdir -p "$root/project" "$root/cache" "$root/module"
+		[ -z "$module" ] || mount --bind "$module" "$root/module"
 		mount --bind "$project" "$root/project"
 		mount --bind "$cache" "$root/cache"
 		mount -t proc proc "$root/proc"
@@ -184,7 +185,7 @@ in_root() {
 		mount -o remount,bind,ro "$root/dev"
 		[ -z "$hidden" ] || mount --bind /dev/null "$root/$hidden"
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
-			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "$@"
+			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "${MODULE:-}" "$@"
 }
 
 # kvm_works: /dev/kvm may also be there and not work.
