@@ -82,6 +82,9 @@ describe_target() {
 	[ -z "$debug" ] || hot_path=""
 }
 
+# The series that the project is tested with, the newest first. Debian drops one when the next one comes.
+tested="7.3 7.2"
+
 # cross_compile: the prefix of the described target's binutils; none for the root's own.
 cross_compile() {
 	sed -n 's/.*CROSS_COMPILE=\([^ ]*\).*/\1/p' <<< "$make_args"
