@@ -24,6 +24,11 @@ override MO := $(abspath $(MO))
 ifdef INSTALL_MOD_PATH
 override INSTALL_MOD_PATH := $(abspath $(INSTALL_MOD_PATH))
 endif
+# A module of the user's, for the guest.
+ifdef MODULE
+override MODULE := $(abspath $(MODULE))
+export MODULE
+endif
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MO) $(modules_args) $(debug_args)
 
 # The kernel's Makefile takes these from its command line alone, and so is the doctor to do.
@@ -54,7 +59,10 @@ doctor:
 	@scripts/doctor '$(KDIR)'
 
 run:
-	@scripts/boot run amd64
+	@scripts/boot $(if $(MODULE),module,run) $(or $(firstword $(TARGETS)),amd64)
+
+new:
+	@scripts/new '$(DIR)' $(if $(filter file,$(origin KDIR)),,'$(KDIR)')
 
 # With TARGETS=, run the quick suite only.
 test:
@@ -104,6 +112,8 @@ rust-analyzer:
 
 help:
 	@echo 'make run              boot a kernel with the modules, from nothing; needs Debian and root'
+	@echo 'make new DIR=...      a module of your own to begin with, and its tests'
+	@echo 'make run MODULE=...   boot a kernel with that module, and run its tests; or TARGETS=debug'
 	@echo 'make test             all tests, on all targets'
 	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-all: series, too'
 	@echo 'make kunit            the same cases, in the kernel crate: UML, and QEMU; or ARCHS="..."'
@@ -112,7 +122,7 @@ help:
 	@echo 'make mutants          breaks the library in many ways, each of which a test must find'
 	@echo 'make torture          everything at once, for SECONDS=60, on amd64 or TARGETS="...": rates, verdict'
 	@echo 'make bench            what it costs, beside the C original; on amd64 or on TARGETS="..."'
-	@echo 'make shell            a shell in the guest, on amd64 or on TARGETS=...'
+	@echo 'make shell            a shell in the guest, on amd64 or on TARGETS=...; with MODULE=..., too'
 	@echo 'make check            formatting, lints, documentation, patches'
 	@echo 'make litmus           the orders of memory accesses, by the model of the kernel'
 	@echo 'make doc              the documentation, as HTML'
@@ -122,5 +132,5 @@ help:
 	@echo 'make KDIR=<tree>      the modules; DEBUG=1: the library remembers what holds each object'
 	@echo 'make KDIR=<tree> doctor, install, modules_install, clean, rust-analyzer'
 
-.PHONY: modules install modules_install clean doctor run test test-all shell kunit litmus model mutants \
+.PHONY: modules install modules_install clean doctor run new test test-all shell kunit litmus model mutants \
 	series torture bench check doc rust-analyzer help

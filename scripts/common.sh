@@ -95,6 +95,9 @@ describe_target() {
 	[ -z "$debug" ] || hot_path=""
 }
 
+# The series that the project is tested with, the newest first. Debian drops one when the next one comes.
+tested="7.3 7.2"
+
 # cross_compile: the prefix of the described target's binutils; none for the root's own.
 cross_compile() {
 	sed -n 's/.*CROSS_COMPILE=\([^ ]*\).*/\1/p' <<< "$make_args"
@@ -150,7 +153,7 @@ attempt() {
 		return
 	fi
 	printf 'failed\n'
-	tail -n 20 "$log" | sed 's/^/    /' >&2
+	tail -n 40 "$log" | sed 's/^/    /' >&2
 	if [ "$(df --output=avail -k "$log" | tail -n 1)" -lt 102400 ]; then
 		complain "the disk is full, at $(dirname "$log")" \
 			"Make room there. PERCPU_REF_CACHE=<folder> moves the cache elsewhere."
@@ -200,16 +203,17 @@ report_end() {
 }
 
 # in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
-# at /project and /cache. The mounts go with the command. The devices can be used, but not replaced, as
-# some tools do with what they are told to write to; a KVM that does not work is not to be found. UML
-# needs a /dev/shm in which files can be executed, which a container's own forbids.
+# at /project and /cache, and $MODULE at /module. The mounts go with the command. The devices can be used,
+# but not replaced, as some tools do with what they are told to write to; a KVM that does not work is not to be
+# found. UML needs a /dev/shm in which files can be executed, which a container's own forbids.
 in_root() {
 	local hidden=
 	[ ! -e /dev/kvm ] || kvm_works || hidden=dev/kvm
 	# shellcheck disable=SC2016 # expanded by the inner shell
 	setpriv --pdeathsig TERM unshare --mount sh -e -c '
-		root=$1 project=$2 cache=$3 hidden=$4; shift 4
-		mkdir -p "$root/project" "$root/cache"
+		root=$1 project=$2 cache=$3 hidden=$4 module=$5; shift 5
+		mkdir -p "$root/project" "$root/cache" "$root/module"
+		[ -z "$module" ] || mount --bind "$module" "$root/module"
 		mount --bind "$project" "$root/project"
 		mount --bind "$cache" "$root/cache"
 		mount -t proc proc "$root/proc"
@@ -218,7 +222,7 @@ in_root() {
 		[ ! -d "$root/dev/shm" ] || mount -t tmpfs -o exec,mode=1777 tmpfs "$root/dev/shm"
 		[ -z "$hidden" ] || mount --bind /dev/null "$root/$hidden"
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
-			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "$@"
+			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "${MODULE:-}" "$@"
 }
 
 # kvm_works: /dev/kvm may also be there and not work. QEMU itself finds one that cannot be opened.
