@@ -47,13 +47,31 @@ install:
 # As with any external module; INSTALL_MOD_PATH and the like are passed on. Besides, modules that are
 # to use the library are built against these files.
 modules_install: libdir = $(INSTALL_MOD_PATH)/lib/modules/$(release)/updates/rust_percpu_ref
-modules_install: release = $(shell cat '$(KDIR)/include/config/kernel.release')
+modules_install uninstall: release = $(shell cat '$(KDIR)/include/config/kernel.release')
+# Headers come without the key, and without the System.map that the kernel's own installation wants.
+unsigned = $(if $(call has,MODULE_SIG),$(if $(wildcard $(KDIR)/certs/signing_key.pem),,y))
 modules_install:
-	+$(kbuild) $@
+	@[ -e '$(MO)/libpercpu_ref.rmeta' ] || { echo "error: there is nothing to install: run 'make' first" >&2; exit 1; }
+	+$(kbuild) $@ $(if $(unsigned),CONFIG_MODULE_SIG_ALL=)
 	install -D -m 644 -t '$(libdir)' $(addprefix $(MO)/,libpercpu_ref.rmeta Module.symvers)
+	$(if $(INSTALL_MOD_PATH)$(wildcard $(KDIR)/System.map),,depmod $(release))
+	$(if $(unsigned),@echo "The modules are not signed: $(KDIR) has no key. Secure Boot refuses them until you sign them.")
+	$(if $(INSTALL_MOD_PATH),,@echo "To insert the library: modprobe rust_percpu_ref")
 
+uninstall:
+	$(if $(release),,$(error KDIR=$(KDIR) is no kernel tree, whose release would say where the modules are))
+	find '$(INSTALL_MOD_PATH)/lib/modules/$(release)' '(' -name 'rust_percpu_*.ko*' -o -path '*/updates/rust_percpu_ref/*' \
+		-o -path '*/updates/rust_percpu_ref' ')' ! -path '*/dkms/*' ! -path '*/build/*' -delete
+	$(if $(INSTALL_MOD_PATH),,depmod $(release))
+
+# All that was built here, by scripts as well.
+cache = $(or $(PERCPU_REF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/percpu-ref)
 clean:
-	+$(kbuild) $@
+	$(if $(filter-out $(CURDIR)/build/%,$(MO)),+$(kbuild) $@)
+	@mkdir -p build
+	@flock --nonblock build/lock rm -rf build || \
+		{ echo "error: another run in this checkout uses build: $$(cat build/lock)" >&2; exit 1; }
+	$(if $(wildcard $(cache)),@echo "What 'make run' has downloaded is in $(cache); remove that folder if you need the room.")
 
 doctor:
 	@scripts/doctor '$(KDIR)'
@@ -130,7 +148,8 @@ help:
 	@echo
 	@echo 'With a kernel tree of yours:'
 	@echo 'make KDIR=<tree>      the modules; DEBUG=1: the library remembers what holds each object'
-	@echo 'make KDIR=<tree> doctor, install, modules_install, clean, rust-analyzer'
+	@echo 'make KDIR=<tree> doctor, install, modules_install, uninstall, rust-analyzer'
+	@echo 'make clean            removes all that was built here'
 
-.PHONY: modules install modules_install clean doctor run new test test-all shell kunit litmus model mutants \
+.PHONY: modules install modules_install uninstall clean doctor run new test test-all shell kunit litmus model mutants \
 	series torture bench check doc rust-analyzer help

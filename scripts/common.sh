@@ -373,7 +373,7 @@ cleanup() { :; }
 at_exit() {
 	local made
 	cleanup
-	if [ "$first" = $$ ] && [ "$(id -u)" -eq 0 ] && [ "$(stat -c %u "$project")" -ne 0 ]; then
+	if [ "${first:-}" = $$ ] && [ "$(id -u)" -eq 0 ] && [ "$(stat -c %u "$project")" -ne 0 ]; then
 		for made in "$project"/build "$project"/rust-project.json; do
 			[ ! -e "$made" ] || chown -Rh --reference="$project" "$made"
 		done
