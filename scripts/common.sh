@@ -298,7 +298,7 @@ mirror() {
 	case $uri in
 	mirror+file:*)
 		uri=${uri#mirror+file:}
-		sed -n 's|^\(https\?://[^[:space:]]*\).*|\1|p' "${uri%/}" | head -n 1
+		sed -n 's|^\(https\?://[^[:space:]]*\).*|\1|p' "${uri%/}" 2> /dev/null | head -n 1 || true
 		;;
 	http://* | https://*) echo "$uri" ;;
 	esac
