@@ -24,6 +24,12 @@ override MO := $(abspath $(MO))
 ifdef INSTALL_MOD_PATH
 override INSTALL_MOD_PATH := $(abspath $(INSTALL_MOD_PATH))
 endif
+# Without any, all are meant.
+ifneq ($(findstring command,$(origin TARGETS)),)
+ifeq ($(strip $(TARGETS)),)
+$(error TARGETS= names no target: name some of scripts/targets, or leave it out)
+endif
+endif
 # A module of the user's, for the guest.
 ifdef MODULE
 override MODULE := $(abspath $(MODULE))
@@ -107,8 +113,8 @@ mutants:
 
 SECONDS ?= 60
 torture:
-	@case '$(SECONDS)' in ''|0*|*[!0-9]*) \
-		echo "error: SECONDS=$(SECONDS) is no number of seconds" >&2; exit 1;; esac
+	@case '$(SECONDS)' in ''|0*|*[!0-9]*|???????*) \
+		echo "error: SECONDS=$(SECONDS) is no number of seconds, of six digits at most" >&2; exit 1;; esac
 	@status=0; for target in $(or $(TARGETS),amd64); do \
 		scripts/boot torture $$target torture_seconds=$(SECONDS) || status=1; \
 	done; exit $$status

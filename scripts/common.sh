@@ -25,7 +25,7 @@ unset CDPATH
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(echo ~root)}/.cache}/percpu-ref}
 
-# Sets the variables that describe target $1. A new target is a new case here.
+# Sets the variables that describe target $1, by its file in scripts/targets.
 #
 # series		of the kernel, as in the name of Debian's linux-source-* package
 # flavour		of the kernel, as in the names of its binary packages
@@ -45,54 +45,22 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(echo ~root)}/.cache}/percp
 #			is run once more
 # hot_path		the instructions that getting and putting a reference may take, in a function
 #			by itself; none if helpers do it
-targets="amd64 rt-amd64 amd64-7.2 arm64 debug"
+targets=$(cd "$project/scripts/targets" && echo *)
 describe_target() {
 	config="" tools="" image="" cpu=max memory=256 seconds=420 variants="" hot_path="" debug=""
 	case ${DEBUG:-} in
 	1) debug=1 ;;
 	?*) die "DEBUG=$DEBUG is not supported" "Use DEBUG=1, or leave it out." ;;
 	esac
-	case $1 in
-	amd64)
-		series=7.3 flavour=cloud-amd64 deb_arch=amd64
-		make_args="ARCH=x86 CROSS_COMPILE=x86_64-linux-gnu-"
-		qemu="qemu-system-x86_64 -machine q35" console=ttyS0
-		# While identify_cpu() has the capabilities cleared, an interrupt takes five levels of
-		# page tables for four (pgtable_l5_enabled()); KASAN noticed, in one boot of four.
-		cpu=max,la57=off
-		variants="preempt=none preempt=voluntary preempt=full preempt=lazy" hot_path=20
-		;;
-	rt-amd64)
-		describe_target amd64
-		flavour=rt-amd64 variants=""
-		;;
-	amd64-7.2)
-		describe_target amd64
-		series=7.2 variants=""
-		;;
-	arm64)
-		series=7.3 flavour=cloud-arm64 deb_arch=arm64
-		tools="gcc-aarch64-linux-gnu qemu-system-arm"
-		make_args="ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-"
-		qemu="qemu-system-aarch64 -machine virt,gic-version=3" console=ttyAMA0
-		hot_path=40
-		# The kernel patches the this_cpu operations for what it finds.
-		variants="cpu=cortex-a57 virtualization=on"
-		;;
-	debug)
-		describe_target amd64
-		# With gcc, KASAN and Rust exclude each other.
-		config=scripts/debug.config tools="clang-19 lld-19 llvm-19" make_args="ARCH=x86 LLVM=-19"
-		image=arch/x86/boot/bzImage memory=1024 seconds=1500 variants=""
-		hot_path=""
-		[ -z "${DEBUG-1}" ] || debug=1
-		;;
-	*)
+	if [ ! -f "$project/scripts/targets/$1" ]; then
 		die "there is no target '$1'" "The targets are: $targets."
-		;;
-	esac
+	fi
+	# shellcheck source=scripts/targets/amd64
+	. "$project/scripts/targets/$1"
 	# It takes more instructions with records.
-	[ -z "$debug" ] || hot_path=""
+	if [ -n "$debug" ]; then
+		hot_path=""
+	fi
 }
 
 # The series that the project is tested with, the newest first. Debian drops one when the next one comes.
