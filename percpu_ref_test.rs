@@ -683,7 +683,7 @@ fn two_cpus() -> Option<(CpuId, CpuId)> {
 /// More than there is memory for.
 #[derive(Zeroable)]
 struct Huge {
-    _bytes: [u8; 1 << 40],
+    _bytes: [u8; 1 << (usize::BITS / 2 + 8)],
 }
 
 impl RcuCallback for Huge {
@@ -1338,7 +1338,7 @@ where
             round.thing.wait_released();
             check!(round.late.get() == 0);
             check!(round.dangling.get() == 0);
-            turns += u64::from(round.turns.get());
+            turns += round.turns.get() as usize;
         }
         rcu::rcu_barrier();
         for round in &rounds {

@@ -17,7 +17,8 @@
 /* NULL, unless rust_percpu_ref_faults is there; it then stays until the put. */
 void *percpu_ref_test_get_fail_nth(void)
 {
-	return symbol_get(percpu_ref_test_fail_nth);
+	/* Without modules it is a weak symbol, whose address is not NULL in each position-independent kernel. */
+	return IS_ENABLED(CONFIG_MODULES) ? symbol_get(percpu_ref_test_fail_nth) : NULL;
 }
 
 void percpu_ref_test_put_fail_nth(void)
@@ -27,7 +28,7 @@ void percpu_ref_test_put_fail_nth(void)
 
 const struct percpu_ref_test_window *percpu_ref_test_get_window(void)
 {
-	return symbol_get(percpu_ref_test_window);
+	return IS_ENABLED(CONFIG_MODULES) ? symbol_get(percpu_ref_test_window) : NULL;
 }
 
 void percpu_ref_test_put_window(void)
