@@ -176,26 +176,31 @@ report_end() {
 # found. UML needs a /dev/shm in which files can be executed, which a container's own forbids.
 in_root() {
 	local hidden=
-	[ ! -e /dev/kvm ] || kvm_works || hidden=dev/kvm
+	if [ -e /dev/kvm ] && ! kvm_works; then
+		hidden=dev/kvm
+	fi
 	# shellcheck disable=SC2016 # expanded by the inner shell
 	setpriv --pdeathsig TERM unshare --mount sh -e -c '
 		root=$1 project=$2 cache=$3 hidden=$4 module=$5; shift 5
 		mkdir -p "$root/project" "$root/cache" "$root/module"
-		[ -z "$module" ] || mount --bind "$module" "$root/module"
+		if [ -n "$module" ]; then mount --bind "$module" "$root/module"; fi
 		mount --bind "$project" "$root/project"
 		mount --bind "$cache" "$root/cache"
 		mount -t proc proc "$root/proc"
 		mount --rbind /dev "$root/dev"
 		mount -o remount,bind,ro "$root/dev"
-		[ ! -d "$root/dev/shm" ] || mount -t tmpfs -o exec,mode=1777 tmpfs "$root/dev/shm"
-		[ -z "$hidden" ] || mount --bind /dev/null "$root/$hidden"
+		if [ -d "$root/dev/shm" ]; then mount -t tmpfs -o exec,mode=1777 tmpfs "$root/dev/shm"; fi
+		if [ -n "$hidden" ]; then mount --bind /dev/null "$root/$hidden"; fi
 		exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
 			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "${MODULE:-}" "$@"
 }
 
 # kvm_works: /dev/kvm may also be there and not work. QEMU itself finds one that cannot be opened.
 kvm_works() {
-	[ -w /dev/kvm ] && { [ "$(uname -m)" = aarch64 ] || grep -qwE 'vmx|svm' /proc/cpuinfo; }
+	if [ "$(uname -m)" != aarch64 ]; then
+		grep -qwE 'vmx|svm' /proc/cpuinfo || return 1
+	fi
+	[ -w /dev/kvm ]
 }
 
 # lock FILE WHAT: waits until no other run holds the file, and says so and what that run is. Then others wait
@@ -343,7 +348,9 @@ at_exit() {
 	cleanup
 	if [ "${first:-}" = $$ ] && [ "$(id -u)" -eq 0 ] && [ "$(stat -c %u "$project")" -ne 0 ]; then
 		for made in "$project"/build "$project"/rust-project.json; do
-			[ ! -e "$made" ] || chown -Rh --reference="$project" "$made"
+			if [ -e "$made" ]; then
+				chown -Rh --reference="$project" "$made"
+			fi
 		done
 	fi
 }
