@@ -6,12 +6,15 @@
 set -euo pipefail
 set -o allexport # for the shells that bounded() starts
 
-# A script ends when the make or the script that started it does, whatever ended that.
+# A script ends when the make or the script that started it does, whatever ended that; and so does a command
+# after $with_parent. Not all systems have that.
 if [ "${this_script:-}" != $$ ]; then
 	started_by=${this_script:-${MAKELEVEL:-}}
-	this_script=$$
-	if [ -n "$started_by" ] && command -v setpriv > /dev/null; then
-		exec setpriv --pdeathsig TERM "$BASH" "$0" "$@"
+	this_script=$$ with_parent="setpriv --pdeathsig TERM"
+	if ! $with_parent true 2> /dev/null; then
+		with_parent=
+	elif [ -n "$started_by" ]; then
+		exec $with_parent "$BASH" "$0" "$@"
 	fi
 fi
 # An interrupt in a terminal reaches all scripts of a run. Each ends when the one that it waits for has ended.
@@ -94,7 +97,7 @@ die() {
 # ends when it does, and when this script does.
 bounded() {
 	local status=0
-	setpriv --pdeathsig TERM timeout --kill-after=10 "$1" bash -euo pipefail -c '"$@"' bounded "${@:2}" &
+	$with_parent timeout --kill-after=10 "$1" bash -euo pipefail -c '"$@"' bounded "${@:2}" &
 	trap "end_bounded $!" INT TERM HUP
 	wait $! || status=$?
 	trap 'exit 130' INT
@@ -180,7 +183,7 @@ in_root() {
 		hidden=dev/kvm
 	fi
 	# shellcheck disable=SC2016 # expanded by the inner shell
-	setpriv --pdeathsig TERM unshare --mount sh -e -c '
+	$with_parent unshare --mount sh -e -c '
 		root=$1 project=$2 cache=$3 hidden=$4 module=$5; shift 5
 		mkdir -p "$root/project" "$root/cache" "$root/module"
 		if [ -n "$module" ]; then mount --bind "$module" "$root/module"; fi
@@ -212,7 +215,7 @@ lock() {
 	exec {locked}>> "$1"
 	if ! flock --nonblock $locked; then
 		echo "waiting for another run $2: $(cat "$1")"
-		setpriv --pdeathsig TERM flock $locked
+		$with_parent flock $locked
 	fi
 	echo "scripts/${0##*/} $arguments (process $$)" > "$1"
 }
