@@ -105,8 +105,15 @@ bounded() {
 	return $status
 }
 end_bounded() {
+	local n
 	kill "$1" 2> /dev/null || true
 	wait "$1" || true
+	# Some clean up before they end.
+	for n in {1..100}; do
+		kill -0 -- "-$1" 2> /dev/null || break
+		sleep 0.1
+	done
+	kill -KILL -- "-$1" 2> /dev/null || true
 	exit 130
 }
 
@@ -348,7 +355,7 @@ esac
 cleanup() { :; }
 at_exit() {
 	local made
-	cleanup
+	cleanup || true
 	if [ "${first:-}" = $$ ] && [ "$(id -u)" -eq 0 ] && [ "$(stat -c %u "$project")" -ne 0 ]; then
 		for made in "$project"/build "$project"/rust-project.json; do
 			if [ -e "$made" ]; then
