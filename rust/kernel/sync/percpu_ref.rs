@@ -79,10 +79,10 @@
 //! let queue: PercpuRef<Queue> = UniquePercpuRef::new(Queue { depth: 64 }, GFP_KERNEL)?.into();
 //!
 //! // In the submission path, on any CPU:
-//! let request = queue.try_get().ok_or(ENODEV)?;
+//! let request = queue.try_get_live().ok_or(ENODEV)?;
 //! pr_info!("depth {}\n", request.depth);
 //!
-//! // On removal: no new request can start, and the last request in flight releases the queue.
+//! // On removal: new requests fail, and the last request in flight releases the queue.
 //! queue.kill();
 //! drop(request);
 //! queue.wait_released();
