@@ -3,8 +3,9 @@
 //! The `this_cpu` operations of x86-64.
 //!
 //! A `__percpu` pointer is relative to the base of the segment `gs`, so one instruction changes the
-//! copy, and an interrupt comes before or after it. `xchg` reads the copy first, and again if an
-//! interrupt has changed it. No instruction has a `lock` prefix, which only other CPUs would need.
+//! copy, and an interrupt comes before or after the instruction. `xchg` reads the copy first, and
+//! again if an interrupt has changed it. No instruction has a `lock` prefix, because only other
+//! CPUs would need it.
 //!
 //! C source: [`arch/x86/include/asm/percpu.h`](srctree/arch/x86/include/asm/percpu.h)
 
@@ -21,7 +22,7 @@ use core::arch::asm;
 
 pub(crate) use super::offset::per_cpu_ptr;
 
-/// Returns the address of this CPU's copy of what `ptr` is the `__percpu` pointer of.
+/// Returns the address of this CPU's copy, for a `__percpu` pointer.
 ///
 /// # Safety
 ///
@@ -30,7 +31,7 @@ pub(crate) use super::offset::per_cpu_ptr;
 pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     let offset: usize;
 
-    // SAFETY: `this_cpu_off` is a per-CPU variable of the kernel, and has this CPU's offset.
+    // SAFETY: `this_cpu_off` is a per-CPU variable of the kernel, which contains this CPU's offset.
     unsafe {
         asm!(
             "movq %gs:{}(%rip), {}",
@@ -42,7 +43,7 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     copy_at(ptr, offset)
 }
 
-/// Does the instruction `$op` with this CPU's copy, which `{copy}` stands for.
+/// Emits the instruction `$op` on this CPU's copy, which `{copy}` stands for.
 macro_rules! this_cpu_asm {
     ($ptr:ident + $offset:ident, $(($($op:tt)*)),*; $($operand:tt)*) => {
         asm!(
@@ -164,7 +165,8 @@ macro_rules! impl_this_cpu {
             unsafe fn xchg<O: Offset>(ptr: *mut Self, value: Self) -> Self {
                 let old;
 
-                // `xchg` would lock the bus. As in C, a loop that an interrupt can make run again.
+                // The instruction `xchg` would lock the bus. As in C, this is a loop, which runs
+                // again if an interrupt has changed the copy.
                 //
                 // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
                 unsafe {

@@ -356,7 +356,7 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
     //
     // SAFETY: By the context of this function, we can sleep.
     unsafe { bindings::synchronize_rcu() };
-    // Since all critical sections see the mark, no callback of the module is queued after this.
+    // Since no callback of the module can be queued any more, none is left after this.
     barrier();
     for (slot, page) in slots_in(memory) {
         if page != MANY {
@@ -365,7 +365,7 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
     }
 }
 
-/// Removes the mark of a closed module whose memory a new module has.
+/// Removes the marks of closed modules whose memory `module` uses now.
 ///
 /// # Context
 ///
