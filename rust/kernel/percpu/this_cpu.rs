@@ -64,7 +64,7 @@ pub trait ThisCpu: Copy {
     /// `ptr` must meet the requirements of [`ThisCpu`].
     #[inline(always)]
     unsafe fn add_on_cpu<O: Offset>(ptr: *mut Self, value: Self) {
-        // SAFETY: By the safety requirements of this function, `ptr` is that of a copy.
+        // SAFETY: By the requirements of this function, `ptr` plus `O` is that of a copy.
         unsafe { Self::add::<O>(ptr, value) };
     }
 
@@ -75,7 +75,7 @@ pub trait ThisCpu: Copy {
     /// `ptr` must meet the requirements of [`ThisCpu`].
     #[inline(always)]
     unsafe fn inc_on_cpu<O: Offset>(ptr: *mut Self) {
-        // SAFETY: By the safety requirements of this function, `ptr` is that of a copy.
+        // SAFETY: By the requirements of this function, `ptr` plus `O` is that of a copy.
         unsafe { Self::inc::<O>(ptr) };
     }
 
@@ -86,7 +86,7 @@ pub trait ThisCpu: Copy {
     /// `ptr` must meet the requirements of [`ThisCpu`].
     #[inline(always)]
     unsafe fn dec_on_cpu<O: Offset>(ptr: *mut Self) {
-        // SAFETY: By the safety requirements of this function, `ptr` is that of a copy.
+        // SAFETY: By the requirements of this function, `ptr` plus `O` is that of a copy.
         unsafe { Self::dec::<O>(ptr) };
     }
 

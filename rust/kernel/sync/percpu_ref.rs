@@ -29,12 +29,12 @@
 //!
 //! | state | meaning | [`try_get`] | [`try_get_live`] | last [`PercpuRefGuard`] dropped |
 //! |---|---|---|---|---|
-//! | *unshared* | a [`UniquePercpuRef`] owns the object | – | – | – |
+//! | *unshared* | a [`UniquePercpuRef`] owns the object | - | - | - |
 //! | *live* | the object can be used | succeeds | succeeds | not noticed |
 //! | *dying* | killed or frozen | succeeds | fails once the CPU sees it | not noticed |
 //! | *closed* | confirmed ([`Counted::confirmed`]) | succeeds | fails | next state: *zero* |
-//! | *zero* | released ([`Counted::release`]) | fails | fails | – |
-//! | *freed* | the memory is free | – | – | – |
+//! | *zero* | released ([`Counted::release`]) | fails | fails | - |
+//! | *freed* | the memory is free | - | - | - |
 //!
 //! A *life* of an object lasts from *live* to *zero*. An object of the kind [`Once`] has one life.
 //! It is dropped after its release. An object of the kind [`Reinit`] can have more than one life,
@@ -480,7 +480,9 @@ impl<T: Counted> UniquePercpuRef<T> {
     ///
     /// # Context
     ///
-    /// May sleep if `flags` allow it. In that case, must be called from process context.
+    /// If `flags` allow blocking, may sleep and must be called from process context. Otherwise, can
+    /// be called from any context except NMI and hard interrupts, because `__alloc_percpu_gfp()`
+    /// takes a `spinlock_t`. On PREEMPT_RT, must not be called with preemption disabled.
     #[doc(alias = "percpu_ref_init")]
     pub fn new<E>(value: impl PinInit<T, E>, flags: Flags) -> Result<Self>
     where
@@ -499,8 +501,7 @@ impl<T: Counted> UniquePercpuRef<T> {
 ///
 /// # Context
 ///
-/// The functions may sleep if `flags` allow it. In that case, they must be called from process
-/// context.
+/// Each function can be called from the contexts of [`UniquePercpuRef::new`].
 impl<T: Counted> UniquePercpuRef<T, Reinit> {
     /// Allocates and initialises an object that can have more than one life, in per-CPU mode.
     #[doc(alias("percpu_ref_init", "PERCPU_REF_ALLOW_REINIT"))]
@@ -787,8 +788,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
 
     /// Tries to get `n` references at once.
     ///
-    /// Fails as [`try_get`](Self::try_get) does. In atomic mode and after the kill, also fails if
-    /// there would be more than 2^60 references.
+    /// Fails as [`try_get`](Self::try_get) does. Also fails if there would be more than 2^60
+    /// references, which is noticed in atomic mode, after the kill, and for numbers above 64.
     ///
     /// Orders no other memory access.
     ///
@@ -1077,9 +1078,9 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// than 2^60 references, there is no release and the wait does not end. If the reference is
     /// resurrected before the wait has ended, the wait continues.
     ///
-    /// A wait that lasts for ten seconds is logged, and then again each time that the interval has
-    /// doubled: the task, the type, the time since the kill, the state, and the number of
-    /// references.
+    /// A wait that lasts for ten seconds is logged. Then it is logged again after intervals that
+    /// double each time. The message has the task, the type, the state, the time since the kill,
+    /// and the number of references.
     ///
     /// All accesses to the object by means of a reference are visible to the caller when this
     /// returns.
@@ -1089,7 +1090,7 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// Sleeps, so must be called from process context. The sleep cannot be interrupted; see
     /// [`wait_released_killable`](Self::wait_released_killable).
     pub fn wait_released(&self) {
-        // Without a bound, the wait does not fail.
+        // The wait has no timeout and ignores signals, so it does not fail.
         let _ = self.count().wait_released(Until::Done, None);
     }
 

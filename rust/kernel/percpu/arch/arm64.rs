@@ -140,7 +140,7 @@ macro_rules! impl_this_cpu {
             unsafe fn read<O: Offset>(ptr: *mut Self) -> Self {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { copy_of::<_, O>(ptr).read_volatile() }
             }
@@ -149,7 +149,7 @@ macro_rules! impl_this_cpu {
             unsafe fn write<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { copy_of::<_, O>(ptr).write_volatile(value) };
             }
@@ -158,26 +158,26 @@ macro_rules! impl_this_cpu {
             unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { Self::add_on_cpu::<O>(ptr, value) };
             }
 
             #[inline(always)]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, 1) };
             }
 
             #[inline(always)]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, Self::MAX) };
             }
 
             #[inline(always)]
             unsafe fn add_on_cpu<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`. Both
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy. Both
                 // forms of the change are atomic for all CPUs, so the copy of any CPU can be
                 // changed.
                 unsafe { change!($suffix $modifier, "add", "ldadd", copy_of::<_, O>(ptr), value) };
@@ -185,13 +185,13 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn inc_on_cpu<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add_on_cpu::<O>(ptr, 1) };
             }
 
             #[inline(always)]
             unsafe fn dec_on_cpu<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add_on_cpu::<O>(ptr, Self::MAX) };
             }
 
@@ -199,7 +199,7 @@ macro_rules! impl_this_cpu {
             unsafe fn and<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { change!($suffix $modifier, "bic", "ldclr", copy_of::<_, O>(ptr), !value) };
             }
@@ -208,7 +208,7 @@ macro_rules! impl_this_cpu {
             unsafe fn or<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { change!($suffix $modifier, "orr", "ldset", copy_of::<_, O>(ptr), value) };
             }
@@ -218,7 +218,7 @@ macro_rules! impl_this_cpu {
                 let old: Self;
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe {
                     lse_asm!(
@@ -246,7 +246,7 @@ macro_rules! impl_this_cpu {
                 let old;
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe {
                     lse_asm!(
@@ -276,7 +276,7 @@ macro_rules! impl_this_cpu {
                 let mut value = u64::from(old);
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe {
                     lse_asm!(

@@ -35,19 +35,19 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
 
 /// Implements [`ThisCpu`] for `$int` by the C helpers.
 ///
-/// Each operation has the safety requirements of the trait.
+/// The requirements of each operation are those of [`ThisCpu`].
 macro_rules! impl_this_cpu {
     ($($int:ident)*) => { $crate::macros::paste! { $(
         impl ThisCpu for $int {
             #[inline]
             unsafe fn read<O: Offset>(ptr: *mut Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_read_ $int>](ptr.wrapping_byte_add(O::BYTES)) }
             }
 
             #[inline]
             unsafe fn write<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_write_ $int>](ptr.wrapping_byte_add(O::BYTES), value)
                 }
@@ -55,37 +55,37 @@ macro_rules! impl_this_cpu {
 
             #[inline]
             unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_add_ $int>](ptr.wrapping_byte_add(O::BYTES), value) }
             }
 
             #[inline]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, 1) }
             }
 
             #[inline]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, Self::MAX) }
             }
 
             #[inline]
             unsafe fn and<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_and_ $int>](ptr.wrapping_byte_add(O::BYTES), value) }
             }
 
             #[inline]
             unsafe fn or<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_or_ $int>](ptr.wrapping_byte_add(O::BYTES), value) }
             }
 
             #[inline]
             unsafe fn add_return<O: Offset>(ptr: *mut Self, value: Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_add_return_ $int>](ptr.wrapping_byte_add(O::BYTES), value)
                 }
@@ -93,7 +93,7 @@ macro_rules! impl_this_cpu {
 
             #[inline]
             unsafe fn xchg<O: Offset>(ptr: *mut Self, value: Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_xchg_ $int>](ptr.wrapping_byte_add(O::BYTES), value)
                 }
@@ -101,7 +101,7 @@ macro_rules! impl_this_cpu {
 
             #[inline]
             unsafe fn cmpxchg<O: Offset>(ptr: *mut Self, old: Self, new: Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, `ptr` is that of a copy.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_cmpxchg_ $int>](ptr.wrapping_byte_add(O::BYTES), old, new)
                 }

@@ -71,7 +71,7 @@ macro_rules! impl_this_cpu {
             unsafe fn read<O: Offset>(ptr: *mut Self) -> Self {
                 let value;
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("mov" $suffix copy ", {value" $modifier "}");
@@ -84,7 +84,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn write<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("mov" $suffix " {value" $modifier "}," copy);
@@ -96,7 +96,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("add" $suffix " {value" $modifier "}," copy);
@@ -108,7 +108,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(ptr + O, ("inc" $suffix copy); options(att_syntax, nostack))
                 };
@@ -116,7 +116,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(ptr + O, ("dec" $suffix copy); options(att_syntax, nostack))
                 };
@@ -124,7 +124,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn and<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("and" $suffix " {value" $modifier "}," copy);
@@ -136,7 +136,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn or<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("or" $suffix " {value" $modifier "}," copy);
@@ -150,7 +150,7 @@ macro_rules! impl_this_cpu {
             unsafe fn add_return<O: Offset>(ptr: *mut Self, value: Self) -> Self {
                 let old: Self;
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("xadd" $suffix " {value" $modifier "}," copy);
@@ -168,7 +168,7 @@ macro_rules! impl_this_cpu {
                 // The instruction `xchg` would lock the bus. As in C, this is a loop, which runs
                 // again if an interrupt has changed the copy.
                 //
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O,
@@ -187,7 +187,7 @@ macro_rules! impl_this_cpu {
             unsafe fn cmpxchg<O: Offset>(ptr: *mut Self, old: Self, new: Self) -> Self {
                 let found;
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("cmpxchg" $suffix " {new" $modifier "}," copy);

@@ -818,8 +818,8 @@ impl Count {
 
     /// Sleeps until all lives have ended, or for at most `timeout`.
     ///
-    /// The caller must have a hold. A wait that lasts for ten seconds is logged, and then again
-    /// each time that the interval has doubled.
+    /// The caller must have a hold. A wait that lasts for ten seconds is logged. Then it is logged
+    /// again after intervals that double each time.
     pub(super) fn wait_released(&self, until: Until, timeout: Option<Delta>) -> Result {
         // A negative timeout could not be subtracted from.
         let timeout = timeout.map(|timeout| timeout.max(Delta::ZERO));
@@ -949,7 +949,7 @@ pub(super) fn fmt_described<T>(
 
 /// Returns the time in seconds, for messages.
 pub(super) fn seconds() -> u32 {
-    // SAFETY: The function takes no arguments.
+    // SAFETY: `ktime_get_seconds()` can be called from any context except NMI.
     unsafe { bindings::ktime_get_seconds() as u32 }
 }
 
@@ -997,7 +997,7 @@ pub(super) fn change(state: &Atomic<u64>, new: impl Fn(u64) -> Option<u64>) -> R
 #[cold]
 #[inline(never)]
 fn assert_rcu_is_watching() {
-    // SAFETY: Can be called from any context.
+    // SAFETY: `rcu_is_watching()` can be called from any context.
     if !unsafe { bindings::rcu_is_watching() } {
         do_once_lite! {
             pr_err!("percpu_ref used while RCU is not watching\n");

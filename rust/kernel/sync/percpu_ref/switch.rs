@@ -877,7 +877,7 @@ impl Callback {
                 new
             }
         });
-        // SAFETY: The function prints two numbers.
+        // SAFETY: `percpu_ref_pr_debug_sum()` only prints its arguments.
         unsafe { bindings::percpu_ref_pr_debug_sum(global, percpu) };
         if value::add_counters(global, percpu, closing) == SATURATED && is_valid(global) {
             let global = global.wrapping_sub(BIAS) as isize;

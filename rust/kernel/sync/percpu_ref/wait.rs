@@ -137,7 +137,7 @@ impl WaitQueue {
         // SAFETY: `smp_mb()` can be called from any context.
         unsafe { bindings::smp_mb() };
         while !is_done() && left > 0 {
-            // SAFETY: We are in process context, and the completion is initialised.
+            // SAFETY: By the context of this function, we can sleep. The completion is initialised.
             left = unsafe {
                 match until {
                     Until::Done => {
@@ -250,7 +250,7 @@ pub(super) fn wait_var_event<T>(var: *const T, is_done: impl Fn() -> bool) {
         if is_done() {
             break;
         }
-        // SAFETY: We are in process context.
+        // SAFETY: By the context of this function, we can sleep.
         unsafe { bindings::schedule() };
     }
     // SAFETY: The queue lives as long as the kernel, and `wait` is initialised.

@@ -19,7 +19,7 @@ pub(super) const DEAD: Flags = Flags(1 << 0);
 /// Atomic mode was asked for.
 #[doc(alias = "force_atomic")]
 pub(super) const FORCE: Flags = Flags(1 << 1);
-/// A transition is under way.
+/// A transition is in flight.
 pub(super) const BUSY: Flags = Flags(1 << 2);
 
 /// No flag.

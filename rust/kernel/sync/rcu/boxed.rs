@@ -133,7 +133,9 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuBox<T, A> {
     ///
     /// # Context
     ///
-    /// May sleep if `flags` allow it. In that case, must be called from process context.
+    /// If `flags` allow blocking, or if `A` uses `vmalloc()`, may sleep and must be called from
+    /// process context. Otherwise, can be called from any context except NMI. On PREEMPT_RT, must
+    /// not be called from hard interrupts or with preemption disabled.
     #[doc(alias("kmalloc", "kvmalloc"))]
     pub fn new<E>(init: impl PinInit<T, E>, flags: Flags) -> Result<Self>
     where

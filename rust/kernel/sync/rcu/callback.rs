@@ -348,7 +348,9 @@ impl<T: RcuCallback> RcuCallbackBox<T> {
     ///
     /// # Context
     ///
-    /// May sleep if `flags` allow it. In that case, must be called from process context.
+    /// If `flags` allow blocking, may sleep and must be called from process context. Otherwise, can
+    /// be called from any context except NMI. On PREEMPT_RT, must not be called from hard
+    /// interrupts or with preemption disabled.
     pub fn new<E>(init: impl PinInit<T, E>, flags: Flags) -> Result<Self>
     where
         Error: From<E>,
