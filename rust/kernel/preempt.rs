@@ -114,6 +114,11 @@ impl fmt::Debug for PreemptGuard {
 }
 
 impl Drop for PreemptGuard {
+    /// Enables preemption, unless another guard keeps it disabled.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[doc(alias = "preempt_enable")]
     #[inline(always)]
     fn drop(&mut self) {

@@ -382,6 +382,7 @@ impl<T: Counted> Inner<T> {
     /// there, even if the kernel has RCU Tasks.
     const TASKS: bool = T::RCU_TASKS && cfg!(all(CONFIG_TASKS_RCU, CONFIG_PREEMPTION));
 
+    /// The functions that the library calls for objects of this type.
     const OPS: Ops = Ops {
         name: core::any::type_name::<T>,
         may_sleep: T::MAY_SLEEP,
@@ -554,6 +555,7 @@ impl<T: Counted> UniquePercpuRef<T, Reinit> {
         Self::start_reinit(value, Start::Dead, flags)
     }
 
+    /// Allocates and initialises an object that can have more than one life.
     fn start_reinit<E>(value: impl PinInit<T, E>, start: Start, flags: Flags) -> Result<Self>
     where
         Error: From<E>,
@@ -573,6 +575,7 @@ impl<T: Counted> UniquePercpuRef<T, Reinit> {
 }
 
 impl<T: Counted, K: Kind> UniquePercpuRef<T, K> {
+    /// Allocates and initialises an object with a count that begins as `start` says.
     fn start<E>(value: impl PinInit<T, E>, start: Start, flags: Flags) -> Result<Self>
     where
         Error: From<E>,
@@ -619,10 +622,15 @@ impl<T: Counted, K: Kind> UniquePercpuRef<T, K> {
     }
 
     /// Returns a pinned mutable reference to the object.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     pub fn as_pin_mut(&mut self) -> Pin<&mut T> {
         self.0.as_mut().project().value
     }
 
+    /// Converts the reference into its box.
     fn into_pinned_box(self) -> Pin<KBox<Inner<T>>> {
         let mut this = ManuallyDrop::new(self);
 
@@ -652,6 +660,11 @@ impl<T: Counted, K: Kind> fmt::Debug for UniquePercpuRef<T, K> {
 }
 
 impl<T: Counted, K: Kind> Drop for UniquePercpuRef<T, K> {
+    /// Drops the object and frees its memory.
+    ///
+    /// # Context
+    ///
+    /// Can be called from the contexts of [`cancel_init`](Self::cancel_init).
     fn drop(&mut self) {
         // If the object's module is unloaded, none of its functions can be called.
         let _running = if mem::needs_drop::<T>() {
@@ -757,6 +770,7 @@ impl<T: Counted, K: Kind> From<UniquePercpuRef<T, K>> for PercpuRef<T, K> {
 }
 
 impl<T: Counted, K: Kind> PercpuRef<T, K> {
+    /// Returns the count of the object.
     fn count(&self) -> &Count {
         // SAFETY: By the type invariant, the memory is valid.
         unsafe { &(*self.inner.as_ptr()).count }
@@ -986,11 +1000,13 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
         self.wait_released_killable()
     }
 
+    /// Kills the reference unless it was killed already, and returns whether it did.
     fn kill_quietly(&self, confirm: bool) -> bool {
         // SAFETY: By the type invariant, `inner` is a shared object, and `self` is its handle.
         unsafe { Count::kill(self.inner.cast(), confirm) }
     }
 
+    /// Kills the reference, or warns once if it was killed already, and returns whether it did.
     #[track_caller]
     fn kill_or_warn(&self, confirm: bool) -> bool {
         let killed = self.kill_quietly(confirm);

@@ -205,8 +205,11 @@ pub(super) enum Start {
 pub(super) struct Count {
     /// The address of the per-CPU counters, and flags.
     pub(super) word: Atomic<Word>,
+    /// The references that are counted in atomic mode, with [`BIAS`]: see `value.rs`.
     pub(super) atomic: Atomic<u64>,
+    /// The class of the object, which has the functions of its type.
     pub(super) class: &'static Class,
+    /// The holds, and what was asked for.
     pub(super) state: Atomic<u64>,
     /// Decides whether a killer or the RCU callback that completes a switch closes the reference.
     pub(super) handover: Atomic<u32>,
@@ -214,7 +217,9 @@ pub(super) struct Count {
     ///
     /// It is used in messages only.
     pub(super) killed_at: Atomic<u32>,
+    /// The head that the count waits for a grace period by.
     pub(super) rcu: RcuHead,
+    /// The link that a release waits for a thread by.
     link: Link,
     /// The holder that records the object itself, from the moment that the object is shared.
     pub(super) holder: UnsafeCell<holder::Holder>,
@@ -381,6 +386,7 @@ impl Count {
         }
     }
 
+    /// Adds `n` references to the atomic.
     #[cold]
     #[inline(never)]
     fn get_atomic(&self, n: usize) {
@@ -416,6 +422,7 @@ impl Count {
             || self.try_get_atomic(n, true)
     }
 
+    /// Tries to add `n` references to the atomic; with `live`, fails if the reference is dying.
     #[cold]
     #[inline(never)]
     fn try_get_atomic(&self, n: usize, live: bool) -> bool {

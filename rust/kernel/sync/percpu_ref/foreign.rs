@@ -60,6 +60,7 @@ pub struct Borrowed<'a, R> {
 }
 
 impl<R> Borrowed<'_, R> {
+    /// Creates a borrow of a reference, which is not dropped with it.
     fn new(reference: R) -> Self {
         Self {
             reference: ManuallyDrop::new(reference),

@@ -100,6 +100,7 @@ impl<T: Counted> PercpuRefGuard<T> {
         this.inner == other.inner
     }
 
+    /// Returns the address of the object.
     pub(super) fn inner(&self) -> NonNull<Inner<T>> {
         self.inner
     }
@@ -416,6 +417,11 @@ impl<T: Counted> PercpuRefBatch<T> {
 }
 
 impl<T: Counted> From<PercpuRefGuard<T>> for PercpuRefBatch<T> {
+    /// Converts a guard into a batch of one reference.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[inline]
     fn from(guard: PercpuRefGuard<T>) -> Self {
         let guard = ManuallyDrop::new(guard);

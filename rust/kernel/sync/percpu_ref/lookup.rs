@@ -106,6 +106,10 @@ unsafe impl<T: Counted, K: Kind> Sync for RcuPercpuRef<T, K> {}
 
 impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// Creates an empty pointer.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     pub const fn empty() -> Self {
         Self {
             inner: Atomic::new(ptr::null_mut()),
@@ -378,6 +382,11 @@ impl<T: Counted, K: Kind> Default for RcuPercpuRef<T, K> {
 }
 
 impl<T: Counted, K: Kind> From<PercpuRef<T, K>> for RcuPercpuRef<T, K> {
+    /// Creates an RCU-protected pointer that owns `new`.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context except NMI.
     fn from(new: PercpuRef<T, K>) -> Self {
         let place = Self::empty();
         place.replace(Some(new));

@@ -208,6 +208,7 @@ unsafe extern "C" fn spawn(work: *mut bindings::work_struct) {
     }
 }
 
+/// Creates and starts a thread that runs the release of `link`.
 fn create_thread(link: NonNull<Link>) -> Result {
     // SAFETY: `link` is that of a pending release, which `release_thread()` requires. The name has
     // no conversions, so there are no further arguments.

@@ -675,9 +675,9 @@ impl Count {
     pub(super) unsafe fn thaw(this: NonNull<Self>) {
         // The freezer keeps the reference dying, so `follow()` does not fail.
         //
-        // SAFETY: By the safety requirements of this function, `freeze()` has added a freezer,
-        // which is a hold until the state is changed. The caller does not use the object after
-        // this.
+        // SAFETY: By the safety requirements of this function, `freeze()` was called, so there is a
+        // freezer, which is a hold until the state is changed. The caller does not use the object
+        // after this.
         let _ = unsafe {
             Self::follow(this, |state| {
                 let is_full = state & FREEZERS_MASK == FREEZERS_MASK;

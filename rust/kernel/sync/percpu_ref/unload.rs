@@ -166,6 +166,7 @@ fn claimed(ops: *mut Ops) -> *mut Ops {
     ops.map_addr(|addr| addr | CLAIMED)
 }
 
+/// The flag in the `ops` of a class that [`claimed`] sets.
 const CLAIMED: usize = 2;
 const _: () = assert!(align_of::<Ops>() > CLAIMED);
 
@@ -182,6 +183,7 @@ struct List(Atomic<*mut Class>);
 /// The class of a new object is found quickly even if there are a thousand types.
 static LISTS: [List; 1 << LIST_BITS] =
     [const { List(Atomic::new(ptr::null_mut())) }; 1 << LIST_BITS];
+/// The number of bits of a hash.
 const LIST_BITS: u32 = 7;
 
 /// Returns the list that has the class of `ops`, if there is one.
@@ -197,6 +199,7 @@ pub(super) fn classes() -> impl Iterator<Item = &'static Class> {
 }
 
 impl List {
+    /// Returns the classes of the list.
     fn classes(&self) -> impl Iterator<Item = &'static Class> {
         // `Acquire` pairs with the `Release` in `add()`, which published the class. An address
         // dependency would order only the first class, because the links are plain
@@ -250,6 +253,7 @@ impl List {
 }
 
 impl Class {
+    /// Creates an unused class, which is before `next` on its list.
     fn new(next: *mut Self) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             ops: Atomic::new(ptr::null_mut()),

@@ -83,6 +83,7 @@ enum Range {
     Invalid,
 }
 
+/// Returns the range that a value lies in.
 const fn range(value: u64) -> Range {
     if value <= LIMIT {
         Range::Closed

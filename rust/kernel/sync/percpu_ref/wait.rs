@@ -47,6 +47,7 @@ pub(super) struct WaitQueue {
     first: Atomic<*mut Waiter>,
 }
 
+/// A thread that waits for the change of a variable.
 struct Waiter {
     var: *const c_void,
     wake: Opaque<bindings::completion>,
@@ -162,6 +163,7 @@ impl WaitQueue {
         }
     }
 
+    /// Adds a waiter to the list.
     fn add(&self, waiter: &Waiter) {
         self.locked(|| {
             waiter.next.set(self.first.load(Relaxed));

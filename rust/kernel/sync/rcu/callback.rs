@@ -225,6 +225,7 @@ pub fn call_tasks<P: RcuPointer>(pointer: P) {
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
 type Callback = unsafe extern "C" fn(*mut bindings::callback_head);
 
+/// Passes a callback to `call_rcu`, or leaks its object if the module of the callback is closed.
 fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu, callback: Callback) {
     let _section;
     if !P::IN_KERNEL_CRATE {
@@ -293,6 +294,11 @@ pub trait RcuCallback: Send + Sized + 'static {
 ///
 /// RCU readers cannot see the object: its owner can change it before the call, and dropping the box
 /// frees it at once. An object that readers can see is owned by an [`RcuBox`](super::RcuBox).
+///
+/// # Context
+///
+/// Can be dropped in any context in which the object can be dropped, except NMI. On PREEMPT_RT,
+/// must not be dropped in hard interrupts or with preemption disabled, because this frees memory.
 ///
 /// # Examples
 ///
@@ -381,6 +387,10 @@ impl<T: RcuCallback> RcuCallbackBox<T> {
 
 impl<T> RcuCallbackBox<T> {
     /// Returns a pinned mutable reference to the object.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     pub fn as_pin_mut(&mut self) -> Pin<&mut T> {
         self.0.as_mut().project().value
     }

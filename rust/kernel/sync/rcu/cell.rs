@@ -91,6 +91,10 @@ pub struct RcuCell<T: Send + Sync + 'static, A: RcuAllocator = Kmalloc> {
 
 impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
     /// Creates an empty cell.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[doc(alias = "RCU_INIT_POINTER")]
     pub const fn empty() -> Self {
         // INVARIANT: The pointer is null.
@@ -177,6 +181,11 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> Default for RcuCell<T, A> {
 }
 
 impl<T: Send + Sync + 'static, A: RcuAllocator> From<RcuBox<T, A>> for RcuCell<T, A> {
+    /// Creates a cell that owns `new`.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     fn from(new: RcuBox<T, A>) -> Self {
         // INVARIANT: The cell owns the box from here on.
         Self {

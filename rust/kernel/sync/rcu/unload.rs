@@ -99,6 +99,7 @@ impl ModuleMemory {
         })
     }
 
+    /// Returns whether the two modules have memory in common.
     fn overlaps(&self, other: &Self) -> bool {
         self.0.iter().any(|&(base, size)| {
             other.0.iter().any(|&(other_base, other_size)| {
@@ -140,6 +141,7 @@ static QUEUED: [Atomic<usize>; SLOTS] = [const { Atomic::new(0) }; SLOTS];
 ///
 /// The pages of a module are adjacent, so they belong to different slots.
 const SLOTS: usize = 128;
+/// In a slot of [`QUEUED`]: there is more than one page.
 const MANY: usize = 1;
 
 /// Records that the callback `text` is queued.
