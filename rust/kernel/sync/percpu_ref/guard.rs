@@ -229,9 +229,9 @@ impl<T: Counted> Drop for PercpuRefGuard<T> {
     ///
     /// Can be called from any context in which RCU is watching, except NMI. If the reference may be
     /// the last one, must be called from a context in which [`Counted::release`] and the `Drop` of
-    /// `T` can run, unless [`Counted::MAY_SLEEP`] is `true`. On PREEMPT_RT, too, hard interrupts
-    /// and regions with preemption disabled are allowed: the library takes no sleeping lock and
-    /// frees no memory there.
+    /// `T` can run, unless [`Counted::MAY_SLEEP`] is `true`. On PREEMPT_RT, the library takes no
+    /// sleeping lock and frees no memory in this call, so it can also be called from hard
+    /// interrupts and with preemption disabled.
     #[doc(alias = "percpu_ref_put")]
     #[inline(always)]
     fn drop(&mut self) {
