@@ -117,16 +117,17 @@
 //! it calls `synchronize_rcu_tasks()`, which waits for each task that was preempted in the module,
 //! so that the function that dropped the last guard can return.
 //!
-//! The library waits for nothing else. **A module must still stop whatever runs its code** before
-//! its exit function returns: it must flush its work items, delete its timers, stop its threads and
-//! unregister its callbacks. In particular, the wait ends with the release, even if the function
-//! that dropped the last guard has not returned yet. A work item that sleeps after `drop(guard)`
-//! would run in freed memory. `samples/rust/rust_percpu_ref.rs` shows how to flush it.
+//! Apart from these objects and the module's RCU callbacks ([`rcu`](crate::sync::rcu)), the library
+//! waits for nothing. **A module must still stop whatever runs its code** before its exit function
+//! returns: it must flush its work items, delete its timers, stop its threads and unregister its
+//! callbacks. In particular, the wait ends with the release, even if the function that dropped the
+//! last guard has not returned yet. A work item that sleeps after `drop(guard)` would run in freed
+//! memory. `samples/rust/rust_percpu_ref.rs` shows how to flush it.
 //!
-//! The wait has a bound. In the kernel's tree it is 10 seconds; out of the tree it is the library's
-//! parameter `unload_timeout`, in seconds. When the time is over, the library leaks each object
-//! that still has references: the object stays in memory, and no function of the module is called
-//! for it. The wait for a release that is already running has no bound.
+//! The wait has a bound. In the kernel's tree, the bound is 10 seconds. If the library is a module,
+//! the bound is its parameter `unload_timeout`, in seconds. When the time is over, the library
+//! leaks each object that still has references: the object stays in memory, and no function of the
+//! module is called for it. The wait for a release that is already running has no bound.
 //!
 //! As with [`Arc`], the types cannot rule out two mistakes:
 //!
@@ -253,12 +254,12 @@ pub trait Counted: Send + Sync + Sized + 'static {
     /// of the same type. Memory reclaim must not wait for such a release, because creating the
     /// thread needs memory.
     ///
-    /// While the object's module is being unloaded, the kernel holds the chain of module notifiers
-    /// until the release returns. A release that may run at that time must not register or
-    /// unregister a module notifier, and must not wait for a module to be loaded or unloaded.
-    /// Otherwise it deadlocks, together with all loading and unloading of modules. Lockdep reports
-    /// this. To avoid it, call [`PercpuRef::kill_and_wait`] in the module's exit function, where
-    /// the chain is not held.
+    /// If the library is a module, the kernel holds the chain of module notifiers while the
+    /// object's module is being unloaded, until the release returns. A release that may run at that
+    /// time must not register or unregister a module notifier, and must not wait for a module to be
+    /// loaded or unloaded. Otherwise it deadlocks, together with all loading and unloading of
+    /// modules. Lockdep reports this. To avoid it, call [`PercpuRef::kill_and_wait`] in the
+    /// module's exit function, where the chain is not held.
     ///
     /// Must be `false` for [`Reinit`] references, because the object could be live again before a
     /// thread calls the release.
@@ -476,8 +477,8 @@ impl<T: Counted> UniquePercpuRef<T> {
     /// The count has one reference, the *initial reference*, which the kill puts.
     ///
     /// Fails with `ENOMEM`, or with the error of `value`. In both cases nothing is left allocated.
-    /// Fails with `ENODEV` if the calling module was unloaded, which is the case in code that still
-    /// runs after the library has finished with the module and before the module's memory is freed.
+    /// Fails with `ENODEV` if the library has already waited for the objects of the calling module;
+    /// code of the module can still run after this, until the module's memory is freed.
     ///
     /// # Context
     ///
