@@ -140,6 +140,21 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     /// Writes `new` to this CPU's copy if its value is `*old`, and returns whether it did.
     ///
     /// Otherwise stores the value that was found in `*old`, for the next attempt.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::percpu::{Local, PerCpu};
+    ///
+    /// let peak = PerCpu::<Local<usize>>::zeroed(GFP_KERNEL)?;
+    ///
+    /// // Raises the peak of this CPU to 7.
+    /// let mut old = peak.read();
+    /// while old < 7 && !peak.try_cmpxchg(&mut old, 7) {}
+    /// assert_eq!(peak.sum(), 7);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[doc(alias = "this_cpu_try_cmpxchg")]
     #[inline(always)]
     pub fn try_cmpxchg(&self, old: &mut V, new: V) -> bool {

@@ -117,12 +117,13 @@
 //! it calls `synchronize_rcu_tasks()`, which waits for each task that was preempted in the module,
 //! so that the function that dropped the last guard can return.
 //!
-//! Apart from these objects and the module's RCU callbacks ([`rcu`](crate::sync::rcu)), the library
-//! waits for nothing. **A module must still stop whatever runs its code** before its exit function
-//! returns: it must flush its work items, delete its timers, stop its threads and unregister its
-//! callbacks. In particular, the wait ends with the release, even if the function that dropped the
-//! last guard has not returned yet. A work item that sleeps after `drop(guard)` would run in freed
-//! memory. `samples/rust/rust_percpu_ref.rs` shows how to flush it.
+//! Apart from these objects and the module's RCU callbacks
+//! ([`RcuCallback`](crate::sync::rcu::RcuCallback)), the library waits for nothing. **A module must
+//! still stop whatever runs its code** before its exit function returns: it must flush its work
+//! items, delete its timers, stop its threads and unregister its callbacks. In particular, the wait
+//! ends with the release, even if the function that dropped the last guard has not returned yet. A
+//! work item that sleeps after `drop(guard)` would run in freed memory.
+//! `samples/rust/rust_percpu_ref.rs` shows how to flush it.
 //!
 //! The wait has a bound. In the kernel's tree, the bound is 10 seconds. If the library is a module,
 //! the bound is its parameter `unload_timeout`, in seconds. When the time is over, the library

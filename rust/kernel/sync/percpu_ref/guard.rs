@@ -361,6 +361,26 @@ impl<T: Counted> PercpuRefBatch<T> {
     }
 
     /// Takes `n` references out of the batch, or returns `None` if the batch has fewer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::sync::percpu_ref::{Counted, PercpuRef, UniquePercpuRef};
+    ///
+    /// struct Ring;
+    /// impl Counted for Ring {}
+    ///
+    /// let ring: PercpuRef<Ring> = UniquePercpuRef::new(Ring, GFP_KERNEL)?.into();
+    ///
+    /// let mut cache = ring.try_get_many(8).ok_or(ENODEV)?;
+    /// let other = cache.split(3).ok_or(EBUSY)?;
+    /// assert_eq!((cache.len(), other.len()), (5, 3));
+    ///
+    /// assert!(cache.merge(other).is_ok());
+    /// assert_eq!(cache.len(), 8);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[inline]
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn split(&mut self, n: usize) -> Option<Self> {

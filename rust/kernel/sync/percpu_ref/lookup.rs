@@ -277,6 +277,31 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// # Context
     ///
     /// Can be called from any context except NMI.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::sync::percpu_ref::{Counted, RcuPercpuRef, UniquePercpuRef};
+    ///
+    /// struct Route {
+    ///     gateway: u32,
+    /// }
+    ///
+    /// impl Counted for Route {}
+    ///
+    /// let default_route = RcuPercpuRef::<Route>::empty();
+    /// let route = UniquePercpuRef::new(Route { gateway: 1 }, GFP_KERNEL)?;
+    /// assert!(default_route.insert(route.into()).is_ok());
+    ///
+    /// // Replace the route that was found, unless another writer was first.
+    /// let current = default_route.try_get().ok_or(ENOENT)?;
+    /// let gateway = current.gateway + 1;
+    /// let new = UniquePercpuRef::new(Route { gateway }, GFP_KERNEL)?;
+    /// assert!(default_route.replace_if(&current, Some(new.into())).is_ok());
+    /// assert_eq!(default_route.try_get().ok_or(ENOENT)?.gateway, 2);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[doc(alias("cmpxchg", "rcu_assign_pointer"))]
     pub fn replace_if(
         &self,

@@ -13,15 +13,7 @@
 //!
 //! # Callbacks and modules
 //!
-//! A callback of a module must not run after the module's code is freed. In C, the exit function of
-//! each such module must call `rcu_barrier()`. Here, the library does this when the exit function
-//! has returned, for RCU Tasks as well, if the module has queued a callback. Then it marks the
-//! module as closed and waits again. From then on, until the module's memory is used for another
-//! module, no callback of the module is queued: its object is leaked, with a warning. Without the
-//! mark, a callback that queues itself again each time would keep its module loaded.
-//!
-//! A callback belongs to the module that contains the code of its [`RcuCallback`]. The code of
-//! other modules that the object points to is not kept.
+//! The library keeps a module's code in memory until its callbacks have run: see [`RcuCallback`].
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -212,6 +204,23 @@ pub fn call_hurry<P: RcuPointer>(pointer: P) {
 /// # Context
 ///
 /// Can be called from any context except NMI.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{prelude::*, sync::rcu::{self, RcuCallback, RcuCallbackBox}};
+///
+/// struct Trampoline;
+///
+/// impl RcuCallback for Trampoline {
+///     fn run(_this: RcuCallbackBox<Self>) {
+///         pr_info!("no task was preempted in the trampoline\n");
+///     }
+/// }
+///
+/// rcu::call_tasks(RcuCallbackBox::new(Trampoline, GFP_KERNEL)?);
+/// # Ok::<(), Error>(())
+/// ```
 #[doc(alias = "call_rcu_tasks")]
 pub fn call_tasks<P: RcuPointer>(pointer: P) {
     if cfg!(CONFIG_TASKS_RCU) {
@@ -277,6 +286,18 @@ unsafe extern "C" fn run_callback<P: RcuPointer>(head: *mut bindings::callback_h
 }
 
 /// An object that can be passed to RCU in an [`RcuCallbackBox`].
+///
+/// # Modules
+///
+/// A callback of a module must not run after the module's code is freed. In C, the exit function of
+/// each such module must call `rcu_barrier()`. Here, the library does this when the exit function
+/// has returned, for RCU Tasks as well, if the module has queued a callback. Then it marks the
+/// module as closed and waits again. From then on, until the module's memory is used for another
+/// module, no callback of the module is queued: its object is leaked, with a warning. Without the
+/// mark, a callback that queues itself again each time would keep its module loaded.
+///
+/// A callback belongs to the module that contains the code of its `RcuCallback`. The code of other
+/// modules that the object points to is not kept.
 pub trait RcuCallback: Send + Sized + 'static {
     /// Runs after the grace period that [`RcuCallbackBox::call`] waits for.
     ///
