@@ -4,7 +4,8 @@
 //!
 //! [`Count::word`] has three flags. Without a flag, the count is in per-CPU mode.
 //!
-//! - [`DEAD`]: the reference is dying. It was killed or frozen, and has not been resurrected since.
+//! - [`DEAD`]: the reference is dying. It was killed or frozen, and has not been resurrected or
+//!   thawed since.
 //! - [`FORCE`]: atomic mode was asked for. The flag stays set across a kill and a resurrection.
 //! - [`BUSY`]: a transition is in flight. Its owner is the RCU callback, or a thread that closes,
 //!   confirms or begins another life. While the flag is set, only its owner changes the word, with
@@ -79,10 +80,11 @@
 //! 5. It wakes up the threads that wait for the transition.
 //! 6. If the count reached zero, it releases the object.
 //!
-//! Between the first and the fourth step, the initial reference does not count as a reference:
-//! [`Count::is_zero`] is true as soon as the other references are put, and no reference can be
-//! added. But it keeps the object alive. It also keeps the release from running while [`BUSY`] is
-//! set, because a release may resurrect the object.
+//! Between the first and the fourth step, the initial reference does not count as a reference.
+//! [`Count::is_zero`] is true as soon as the other references are put, and from then on, no
+//! reference can be added. But the initial reference keeps the object alive until it is put. It
+//! also keeps the release from running while [`BUSY`] is set, because a release may resurrect the
+//! object.
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 

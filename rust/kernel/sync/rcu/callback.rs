@@ -214,7 +214,7 @@ pub fn call_hurry<P: RcuPointer>(pointer: P) {
 ///
 /// impl RcuCallback for Trampoline {
 ///     fn run(_this: RcuCallbackBox<Self>) {
-///         pr_info!("no task was preempted in the trampoline\n");
+///         pr_info!("no task runs in the trampoline any more\n");
 ///     }
 /// }
 ///
