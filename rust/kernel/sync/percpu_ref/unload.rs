@@ -440,8 +440,8 @@ impl Class {
 /// # Invariants
 ///
 /// The thread is counted in the `running` of the class, and has found `ops` in the class after
-/// that. `ops` is callable. So `ops` is valid: [`Class::close`] has made it not callable before, or
-/// waits for the thread.
+/// that. `ops` is callable and valid: if [`Class::close`] had come first, `ops` would not be
+/// callable; otherwise, `close()` waits for the thread.
 pub(super) struct Running<'a> {
     class: &'a Class,
     ops: *mut Ops,
