@@ -43,14 +43,22 @@ mod library {
     pub mod percpu;
     pub mod preempt;
 
-    /// Synchronisation primitives.
+    /// The synchronisation primitives of the kernel crate, and those of this crate.
     pub mod sync {
         #[doc(no_inline)]
         pub use kernel::sync::*;
 
         pub mod percpu_ref;
 
-        /// RCU.
+        /// The RCU module of the kernel crate, with objects that readers find, and with callbacks.
+        ///
+        /// | task | item |
+        /// |---|---|
+        /// | own an object that readers may still use | [`RcuBox`](rcu::RcuBox) |
+        /// | publish an object for readers, and replace it | [`RcuCell`](rcu::RcuCell) |
+        /// | run code after a grace period | [`RcuCallbackBox`](rcu::RcuCallbackBox) |
+        /// | wait for RCU Tasks instead | [`call_tasks`](rcu::call_tasks) |
+        /// | run code for an object that has its own head | [`RcuPointer`](rcu::RcuPointer) |
         pub mod rcu {
             #[doc(no_inline)]
             pub use kernel::sync::rcu::*;
