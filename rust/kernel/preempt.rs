@@ -20,8 +20,8 @@ const PREEMPT_MASK: c_int = 0xff;
 
 /// A guard that disables preemption.
 ///
-/// While a guard exists, the current task stays on its CPU, and the CPU runs no other task. The
-/// task must not sleep. Guards nest, up to a bound: see [`PreemptGuard::try_new`]. For RCU, the
+/// A guard guarantees that the current task stays on its CPU, and that the CPU runs no other task.
+/// The task must not sleep. Guards nest, up to a bound: see [`PreemptGuard::try_new`]. For RCU, the
 /// region is a read-side critical section: no grace period that begins in the region ends before
 /// the region does (`Documentation/RCU/whatisRCU.rst`; since 5.1, this holds for `call_rcu()` as
 /// well).

@@ -306,9 +306,9 @@ pub trait Counted: Send + Sync + Sized + 'static {
 
     /// Confirms that the reference is closed.
     ///
-    /// From now on, until the reference is resurrected, no [`PercpuRef::try_get_live`] on any CPU
-    /// succeeds. References that were got before may still be held. As long as there is one,
-    /// [`PercpuRef::try_get`] succeeds.
+    /// Guarantees that from now on, until the reference is resurrected, no
+    /// [`PercpuRef::try_get_live`] on any CPU succeeds. References that were got before may still
+    /// be held. As long as there is one, [`PercpuRef::try_get`] succeeds.
     ///
     /// Called once for each [`PercpuRef::kill_and_confirm`] that returned `true`, before the
     /// release of the life that the kill ends. If the reference was frozen when it was killed, its
@@ -1100,8 +1100,8 @@ impl<T: Counted, K: Kind> PercpuRef<T, K> {
     /// double each time. The message has the task, the type, the state, the time since the kill,
     /// and the number of references.
     ///
-    /// All accesses to the object by means of a reference are visible to the caller when this
-    /// returns.
+    /// All accesses to the object by means of a reference are guaranteed to be visible to the
+    /// caller when this returns.
     ///
     /// # Context
     ///

@@ -15,10 +15,10 @@ use core::ptr::NonNull;
 
 /// A guard that keeps a [`Reinit`](super::Reinit) reference frozen.
 ///
-/// While the reference is frozen, there are no references to the object, and none can be got.
-/// Guards nest: the reference is live again when the last guard is dropped. A guard can be dropped
-/// on another thread, and after the [`PercpuRef`](super::PercpuRef) was dropped. If a guard is
-/// leaked, the reference stays frozen.
+/// A guard guarantees that there are no references to the object, and that none can be got. Guards
+/// nest: the reference is live again when the last guard is dropped. A guard can be dropped on
+/// another thread, and after the [`PercpuRef`](super::PercpuRef) was dropped. If a guard is leaked,
+/// the reference stays frozen.
 ///
 /// # Invariants
 ///

@@ -24,8 +24,8 @@ use core::{
 
 /// A reference to a counted object.
 ///
-/// The object is not dropped while a guard exists. A guard can be stored, sent to another thread,
-/// and dropped on another CPU than the one that it was got on.
+/// A guard guarantees that the object is not dropped. It can be stored, sent to another thread, and
+/// dropped on another CPU than the CPU on which it was got.
 ///
 /// Leaking a guard is safe. It leaks the object.
 ///

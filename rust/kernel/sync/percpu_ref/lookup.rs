@@ -326,8 +326,8 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     /// Removes the object: empties the pointer, kills the object, and waits for its release.
     ///
     /// Returns `true` if this call emptied the pointer. If the pointer is empty because another
-    /// call of this function has emptied it, waits until that call has seen the release. So when
-    /// any of these calls returns, no request to the object is in flight.
+    /// call of this function has emptied it, waits until that call has seen the release. When any
+    /// of these calls returns, it is guaranteed that no request to the object is in flight.
     ///
     /// Waits as [`PercpuRef::wait_released`] does.
     ///
