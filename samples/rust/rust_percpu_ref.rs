@@ -100,17 +100,20 @@ impl PinnedDrop for Device {
 /// each device.
 static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
 
-/// Begins a request. As long as the caller has the guard, the device is there. Getting the guard
-/// does not write to memory that other CPUs write to. In debugfs, the list of holders has the line
-/// of the caller.
+/// Begins a request.
+///
+/// The guard keeps the device until it is dropped. Getting the guard does not write to memory that
+/// other CPUs write to. In debugfs, the list of holders has the line of the caller.
 #[track_caller]
 fn begin_request() -> Result<PercpuRefGuard<Device>> {
     DEVICE.try_get_live().ok_or(ENODEV)
 }
 
-/// Removes the device. When this returns, no request is under way, also if it was another thread
-/// that removed the device. Must not be called in a request, and no request may wait for user space
-/// without a bound, since this cannot be interrupted.
+/// Removes the device.
+///
+/// When this returns, no request is in flight, even if another thread has removed the device. Must
+/// not be called in a request. No request may wait for user space without a bound, because this
+/// cannot be interrupted.
 fn remove() {
     if DEVICE.remove() {
         pr_info!("removed\n");
