@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Per-CPU reference counts, per-CPU memory and objects for RCU readers, for a kernel that does not
-//! have them.
+//! Per-CPU reference counts, per-CPU memory and RCU-protected objects, for kernels that do not have
+//! them.
 //!
-//! This crate is the module around the files in `rust/`, which have the shape that they have in the
-//! kernel's own tree. It is also the kernel crate with these files added: a module that is built
-//! with `--extern kernel=libpercpu_ref.rmeta` imports
-//! [`kernel::sync::percpu_ref`](sync::percpu_ref) like a driver in the tree.
+//! This crate is the module around the files in `rust/`, which are organised as in the kernel's
+//! tree. It also re-exports the kernel crate. A module that is built with
+//! `--extern kernel=libpercpu_ref.rmeta` imports [`kernel::sync::percpu_ref`](sync::percpu_ref) as
+//! a driver in the tree does.
 //!
-//! | module | what it has |
+//! | module | contents |
 //! |---|---|
 //! | [`sync::percpu_ref`] | the reference count |
 //! | [`percpu`] | per-CPU memory |
 //! | [`preempt`] | a guard that disables preemption |
 //! | [`sync::rcu`] | objects that RCU readers find, and RCU callbacks |
 //!
-//! What the reference count has is also at the root of this crate.
+//! The items of [`sync::percpu_ref`] are also at the root of this crate.
 
-// Kbuild says so to rustc, but not to rustdoc.
+// Kbuild passes these to rustc, but not to rustdoc.
 #![cfg_attr(any(doc, doctest), no_std)]
 #![cfg_attr(doctest, feature(asm_goto))]
 
@@ -30,7 +30,7 @@ pub mod bindings;
 #[path = "module/notifier.rs"]
 mod notifier;
 
-/// The kernel's prelude, with what the kernel crate alone can call.
+/// The kernel's prelude, with the functions that are private to the kernel crate.
 #[doc(hidden)]
 pub mod prelude {
     pub(crate) use crate::bindings::FlagsAsRaw as _;
@@ -43,14 +43,22 @@ mod library {
     pub mod percpu;
     pub mod preempt;
 
-    /// Synchronisation primitives.
+    /// The synchronisation primitives of the kernel crate, and those of this crate.
     pub mod sync {
         #[doc(no_inline)]
         pub use kernel::sync::*;
 
         pub mod percpu_ref;
 
-        /// RCU.
+        /// The RCU module of the kernel crate, with objects that readers find, and with callbacks.
+        ///
+        /// | task | item |
+        /// |---|---|
+        /// | own an object that readers may still use | [`RcuBox`](rcu::RcuBox) |
+        /// | publish an object for readers, and replace it | [`RcuCell`](rcu::RcuCell) |
+        /// | run code after a grace period | [`RcuCallbackBox`](rcu::RcuCallbackBox) |
+        /// | wait for RCU Tasks instead | [`call_tasks`](rcu::call_tasks) |
+        /// | run code for an object that has its own head | [`RcuPointer`](rcu::RcuPointer) |
         pub mod rcu {
             #[doc(no_inline)]
             pub use kernel::sync::rcu::*;
@@ -78,8 +86,10 @@ mod library {
             };
             pub use cell::RcuCell;
 
-            /// Waits until the callbacks that were queued before have run, but for those of
-            /// [`call_tasks`], as the kernel crate's own function does since 7.3.
+            /// Waits until the callbacks that were queued before have run.
+            ///
+            /// Does not wait for callbacks of [`call_tasks`]. The kernel crate has this function
+            /// since 7.3.
             ///
             /// # Context
             ///
@@ -121,7 +131,7 @@ module! {
 
 #[pin_data]
 struct PercpuRefModule {
-    // Dropped first, since it uses the list of classes.
+    // This is dropped first, because it uses the list of classes.
     #[pin]
     _listing: sync::percpu_ref::listing::Listing,
     #[pin]
@@ -130,7 +140,7 @@ struct PercpuRefModule {
 
 impl kernel::InPlaceModule for PercpuRefModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        // Up to 7.2 a parameter's value is a reference.
+        // Up to 7.2, the value of a parameter is a reference.
         let seconds: u32 =
             *core::borrow::Borrow::borrow(&module_parameters::unload_timeout.value());
         try_pin_init!(Self {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's bindings, with the helpers in `rust/helpers` that a kernel does not have.
+//! The kernel's bindings, with the helpers in `rust/helpers` that the kernel does not have.
 //!
-//! In the kernel's tree, bindgen makes these declarations from the helpers. `make kunit`
-//! compares the two. The symbols have another prefix than in the kernel, which may get helpers of
-//! the same names.
+//! In the kernel's tree, bindgen generates these declarations from the helpers. `make kunit`
+//! compares the two. The symbols have another prefix than in the kernel, because the kernel may get
+//! helpers with these names.
 
 pub use kernel::bindings::*;
 
@@ -102,7 +102,7 @@ helpers! {
     fn percpu_ref_lock_is_held(lock: *mut lockdep_map) -> bool;
 }
 
-/// `Flags::as_raw()`, which the kernel crate keeps to itself.
+/// Provides `Flags::as_raw()`, which is private to the kernel crate.
 pub(crate) trait FlagsAsRaw {
     #[allow(clippy::wrong_self_convention)] // The name is the kernel crate's.
     fn as_raw(self) -> gfp_t;
@@ -115,7 +115,7 @@ impl FlagsAsRaw for Flags {
 }
 
 const fn as_raw(flags: Flags) -> gfp_t {
-    // SAFETY: A `Flags` is a `gfp_t` and nothing else. The assertion below looks at a value.
+    // SAFETY: A `Flags` has a `gfp_t` as its only field. The assertion below checks one value.
     unsafe { core::mem::transmute::<Flags, gfp_t>(flags) }
 }
 

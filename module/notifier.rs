@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hears of each module that is loaded or unloaded.
+//! The module notifier, which is called for each module that is loaded or unloaded.
 //!
 //! In the kernel's tree, the code that `module!` generates does this. Here, the kernel announces
 //! `MODULE_STATE_GOING` after the module's exit function has returned and before its memory is
 //! freed, and also when loading fails (`delete_module()` and `do_init_module()` in
 //! kernel/module/main.c).
 //!
-//! The notifier chain is held for reading meanwhile. A thread that registers a module notifier then
-//! waits for us, and all loading and unloading waits for that thread. So the wait for the objects
-//! of a module has a bound.
+//! The notifier chain is held for reading during the call. A thread that registers a module
+//! notifier waits for us, and all loading and unloading of modules waits for that thread. Therefore
+//! the wait for the objects of a module has a bound.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
@@ -27,7 +27,7 @@ use crate::{
 };
 use core::ptr;
 
-/// Is notified of each module that is loaded or unloaded.
+/// A notifier of each module that is loaded or unloaded.
 ///
 /// # Invariants
 ///
@@ -39,30 +39,37 @@ pub(crate) struct Notifier {
     timeout: Delta,
 }
 
-// SAFETY: Safe code has no access to the block, which can be unregistered on any thread.
+// SAFETY: Safe code has no access to the block, and any thread can unregister it.
 unsafe impl Send for Notifier {}
 
 // SAFETY: Safe code has no access to the block.
 unsafe impl Sync for Notifier {}
 
 impl Notifier {
-    /// Registers the notifier. `timeout` bounds the wait for the objects of a module.
+    /// Registers the notifier.
+    ///
+    /// `timeout` is the bound of the wait for the objects of a module.
+    ///
+    /// # Context
+    ///
+    /// Sleeps, so must be called from process context.
     pub(crate) fn new(timeout: Delta) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             timeout,
-            // INVARIANT: Registered, or the initialiser fails.
+            // INVARIANT: The block is registered, or the initialiser fails.
             block <- Opaque::try_ffi_init(|block: *mut bindings::notifier_block| {
                 // SAFETY: `block` is valid for writes.
                 unsafe {
                     block.write(bindings::notifier_block {
                         notifier_call: Some(notifier_call),
                         next: ptr::null_mut(),
-                        // Before other notifiers, so that what these provide to the module is
-                        // still there while its objects end.
+                        // This notifier is called before others, so that what they provide to the
+                        // module is still valid while its objects are released.
                         priority: c_int::MAX,
                     })
                 };
-                // SAFETY: The block is initialised, pinned, and unregistered before it is freed.
+                // SAFETY: The block is initialised and pinned, and is unregistered before it is
+                // freed.
                 to_result(unsafe { bindings::register_module_notifier(block) })
             }),
         }? Error)
@@ -73,7 +80,7 @@ impl Notifier {
 impl PinnedDrop for Notifier {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant, the block is registered. All users of the library are
-        // modules that depend on this one, so they are gone.
+        // modules that depend on this module, so they are unloaded already.
         unsafe {
             bindings::unregister_module_notifier(self.block.get());
             unload::exit();
@@ -81,9 +88,11 @@ impl PinnedDrop for Notifier {
     }
 }
 
+/// Calls the library for a module that is loaded or unloaded.
+///
 /// # Safety
 ///
-/// Must be called by the kernel, with the block of a [`Notifier`], and a module as `data`.
+/// Must be called by the kernel, with the block of a [`Notifier`] and with a module as `data`.
 unsafe extern "C" fn notifier_call(
     block: *mut bindings::notifier_block,
     event: c_ulong,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists per-CPU reference counts in debugfs, for a kernel that has the library built in.
+//! A module that lists per-CPU reference counts in debugfs, for a kernel with the library built in.
 
 use kernel::{
     prelude::*,

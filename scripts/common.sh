@@ -224,7 +224,7 @@ lock() {
 		echo "waiting for another run $2: $(cat "$1")"
 		$with_parent flock $locked
 	fi
-	echo "scripts/${0##*/} $arguments (process $$)" > "$1"
+	echo "scripts/${0##*/}${arguments:+ $arguments} (process $$)" > "$1"
 }
 arguments=$*
 

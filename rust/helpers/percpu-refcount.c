@@ -7,7 +7,7 @@
 #include <linux/slab.h>
 #include <linux/types.h>
 
-/* In C for the sake of dynamic debug, which pr_debug!() does not have. */
+/* This is in C because pr_debug!() in Rust does not support dynamic debug. */
 __rust_helper void rust_helper_percpu_ref_pr_debug_sum(u64 global, u64 percpu)
 {
 	pr_debug("global %llu percpu %llu\n", global, percpu);
@@ -15,8 +15,8 @@ __rust_helper void rust_helper_percpu_ref_pr_debug_sum(u64 global, u64 percpu)
 
 #ifdef CONFIG_RUST_PERCPU_REF_DEBUG
 /*
- * kmalloc_nolock() is allowed in any context, but has no memory on machines without a
- * cmpxchg of two words, nor in a hard interrupt on PREEMPT_RT.
+ * kmalloc_nolock() can be called from any context, but it fails on machines without a cmpxchg
+ * of two words, and in hard interrupts on PREEMPT_RT.
  */
 __rust_helper void *rust_helper_percpu_ref_alloc_records(size_t size)
 {
@@ -24,7 +24,7 @@ __rust_helper void *rust_helper_percpu_ref_alloc_records(size_t size)
 
 	if (!records && preemptible()) {
 		records = kzalloc(size, GFP_NOWAIT);
-		/* As with the memory above. */
+		/* kmemleak does not scan the memory of kmalloc_nolock() either. */
 		kmemleak_no_scan(records);
 	}
 	return records;

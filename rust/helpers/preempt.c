@@ -3,7 +3,7 @@
 #include <linux/build_bug.h>
 #include <linux/preempt.h>
 
-/* rust/kernel/preempt.rs has this mask, too. */
+/* rust/kernel/preempt.rs also defines this mask. */
 static_assert(PREEMPT_MASK == 0xff);
 
 __rust_helper void rust_helper_preempt_disable(void)

@@ -2,27 +2,33 @@
 
 //! Per-CPU memory.
 //!
-//! A [`PerCpu<T>`] is one `T` for each possible CPU. The CPUs' copies lie in different cache lines,
-//! so a CPU that works on its own copy disturbs no other CPU.
+//! A [`PerCpu<T>`] has one `T` for each possible CPU. The CPUs' copies are in different cache
+//! lines, so a CPU that works on its own copy does not disturb other CPUs.
 //!
-//! A [`PerCpuVar<T>`] is how such memory is used, whether it was allocated as a [`PerCpu<T>`], is a
-//! static variable ([`define_per_cpu!`](crate::define_per_cpu),
-//! [`declare_per_cpu!`](crate::declare_per_cpu)), or is a field or an element of either of them
-//! ([`PerCpuVar::project`], [`PerCpuVar::element`]):
+//! A [`PerCpuVar<T>`] has the operations on such memory. The memory can be allocated as a
+//! [`PerCpu<T>`], can be a static variable ([`define_per_cpu!`](crate::define_per_cpu),
+//! [`declare_per_cpu!`](crate::declare_per_cpu)), and can be a field or an element of either
+//! ([`PerCpuVar::project`], [`PerCpuVar::element`]).
+//!
+//! | task | type |
+//! |---|---|
+//! | count or flag something on each CPU | [`PerCpuVar<Local<V>>`](Local) |
+//! | give each CPU an exclusive buffer | [`PerCpuVar<LocalCell<T>>`](LocalCell) |
+//! | share a `T: Sync` for each CPU, such as a lock | [`PerCpuVar<T>`] |
 //!
 //! - [`PerCpuVar<Local<V>>`](Local), for an integer, `bool`, or pointer `V`, has the `this_cpu`
 //!   operations. Each operation acts on the copy of the CPU that it runs on, and is atomic with
-//!   respect to preemption and to interrupts on that CPU. No guard is needed. On x86-64, as
-//!   in C, one instruction changes the copy, and `xchg` is a loop around it.
-//! - [`PerCpuVar<T>`] for any other `T` hands out `&T`: the local CPU's copy by [`PerCpuVar::get`]
+//!   respect to preemption and to interrupts on that CPU. No guard is needed. On x86-64, as in C,
+//!   one instruction changes the copy, and `xchg` is a loop around it.
+//! - [`PerCpuVar<T>`] for any other `T` returns `&T`: the local CPU's copy by [`PerCpuVar::get`]
 //!   while a [`PreemptGuard`](crate::preempt::PreemptGuard) is held, and any CPU's copy by
 //!   [`PerCpuVar::get_cpu`], which is also right for values with locks. Both require `T: Sync`,
 //!   because an interrupt on this CPU or code on another CPU can hold the same reference.
 //! - [`PerCpuVar<LocalCell<T>>`](LocalCell) calls a closure with a mutable reference to the local
-//!   CPU's value, for `T: Send + Unpin`. While the closure runs, an interrupt on that CPU gets
-//!   none.
+//!   CPU's value, for `T: Send + Unpin`. While the closure runs, interrupts on that CPU get no
+//!   reference.
 //!
-//! A CPU that is offline keeps its copy, and the value in it.
+//! A CPU that is offline keeps its copy and the value in it.
 //!
 //! C headers: [`include/linux/percpu.h`](srctree/include/linux/percpu.h),
 //! [`include/linux/percpu-defs.h`](srctree/include/linux/percpu-defs.h)
@@ -83,7 +89,9 @@ pub use var::{
     Projection, //
 };
 
-/// Returns the possible CPUs: those that a [`PerCpu`] has a copy for, online or not.
+/// Returns the possible CPUs.
+///
+/// A [`PerCpu`] has a copy for each possible CPU, online or not.
 ///
 /// # Context
 ///
@@ -97,7 +105,7 @@ pub fn possible_cpus() -> impl Iterator<Item = CpuId> {
 
 /// Returns the CPUs that are online.
 ///
-/// The CPUs are not a snapshot: during the iteration a CPU can go offline, or come online and be
+/// The iteration is not over a snapshot: a CPU can go offline during it, or can come online and be
 /// left out. A CPU that is offline keeps its copy, so sums go over [`possible_cpus`].
 ///
 /// # Context
@@ -105,7 +113,7 @@ pub fn possible_cpus() -> impl Iterator<Item = CpuId> {
 /// Can be called from any context.
 #[doc(alias = "for_each_online_cpu")]
 pub fn online_cpus() -> impl Iterator<Item = CpuId> {
-    // SAFETY: The mask is always there, and its bits can be read while they are changed.
+    // SAFETY: The mask is a static variable, and its bits can be read while they are changed.
     let online = unsafe { Cpumask::from_raw(&raw const bindings::__cpu_online_mask) };
 
     (0..nr_cpu_ids())
@@ -116,30 +124,47 @@ pub fn online_cpus() -> impl Iterator<Item = CpuId> {
 /// Returns whether `cpu` is possible.
 #[inline]
 fn is_possible(cpu: CpuId) -> bool {
-    // SAFETY: A `CpuId` is below `nr_cpu_ids`, which is all that `cpu_possible()` asks for.
+    // SAFETY: A `CpuId` is below `nr_cpu_ids`, which is the only requirement of `cpu_possible()`.
     unsafe { bindings::cpu_possible(cpu.as_u32()) }
 }
 
-/// A per-CPU variable that was allocated: one `T` for each possible CPU.
+/// An allocated per-CPU variable, with one `T` for each possible CPU.
 ///
-/// It is used by the methods of [`PerCpuVar`]. A value can have 32 KiB (`PCPU_MIN_UNIT_SIZE` in
-/// include/linux/percpu.h); a larger one does not compile.
+/// Its operations are the methods of [`PerCpuVar`]. A value can have at most 32 KiB
+/// (`PCPU_MIN_UNIT_SIZE` in include/linux/percpu.h). A larger value does not compile.
 ///
 /// # Invariants
 ///
-/// `var` is the address of what `__alloc_percpu_gfp()` returned for the size and alignment of `T`,
-/// and is not freed. Each possible CPU's copy is a valid `T`, which is pinned.
+/// `var` is the address of memory that `__alloc_percpu_gfp()` returned for the size and alignment
+/// of `T`, and that is not freed. Each possible CPU's copy is a valid `T`, which is pinned.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::prelude::*;
+/// use kernel::percpu::{possible_cpus, Local, PerCpu};
+///
+/// let mut events = PerCpu::<Local<usize>>::zeroed(GFP_KERNEL)?;
+/// events.inc();
+/// assert_eq!(events.sum(), 1);
+///
+/// // The owner can change all copies.
+/// for (_cpu, event) in events.iter_mut() {
+///     *event.get_mut() = 2;
+/// }
+/// assert_eq!(events.sum(), 2 * possible_cpus().count());
+/// # Ok::<(), Error>(())
+/// ```
 #[doc(alias("alloc_percpu", "__percpu"))]
 pub struct PerCpu<T> {
     var: PerCpuVar<T>,
     _owns: PhantomData<T>,
 }
 
-// SAFETY: A `PerCpu<T>` owns its values, which can be used and dropped on another thread if `T` is
-// `Send`.
+// SAFETY: A `PerCpu<T>` owns its values. Another thread can use and drop them if `T` is `Send`.
 unsafe impl<T: Send> Send for PerCpu<T> {}
 
-// SAFETY: A `&PerCpu<T>` gives access to `&T` only, which is `Send` if `T` is `Sync`.
+// SAFETY: A `&PerCpu<T>` gives access to `&T` only, which `T: Sync` allows on any thread.
 unsafe impl<T: Sync> Sync for PerCpu<T> {}
 
 impl<T> Deref for PerCpu<T> {
@@ -152,7 +177,8 @@ impl<T> Deref for PerCpu<T> {
 }
 
 impl<T> PerCpu<T> {
-    /// Fails the build beyond the limits that the allocator warns about at run time.
+    /// Fails the build for values beyond the limits of the allocator, which it would warn about at
+    /// run time.
     const FITS: () = assert!(
         size_of::<T>() <= 32 << 10 && align_of::<T>() <= 4096,
         "too large for a per-CPU allocation: at most PCPU_MIN_UNIT_SIZE, aligned to a page"
@@ -180,8 +206,8 @@ impl<T> PerCpu<T> {
     /// # Context
     ///
     /// If `gfp` allows blocking, may sleep and must be called from process context. Otherwise, can
-    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard
-    /// interrupts or with preemption disabled.
+    /// be called from any context except NMI and hard interrupts, because the allocator takes a
+    /// `spinlock_t`. On PREEMPT_RT, must not be called with preemption disabled.
     ///
     /// # Examples
     ///
@@ -202,7 +228,7 @@ impl<T> PerCpu<T> {
         I: PinInit<T, E>,
         Error: From<E>,
     {
-        /// Undoes a half-made allocation when it is dropped.
+        /// Undoes an incomplete allocation when it is dropped.
         struct Partial<T> {
             ptr: NonNull<c_void>,
             filled: usize,
@@ -223,8 +249,8 @@ impl<T> PerCpu<T> {
             _values: PhantomData,
         };
         for cpu in possible_cpus() {
-            // SAFETY: `cpu` is possible, so this is its copy: in bounds and aligned. No other code
-            // has its address. The memory is freed after the value in it is dropped.
+            // SAFETY: `cpu` is possible, so this is its copy, which is in bounds and aligned. No
+            // other code has its address. The reference is not used after the memory is freed.
             let copy: &'static mut MaybeUninit<T> =
                 unsafe { copy_of::<T>(partial.ptr, cpu).cast().as_mut() };
 
@@ -237,15 +263,15 @@ impl<T> PerCpu<T> {
         Ok(unsafe { Self::from_raw(ManuallyDrop::new(partial).ptr) })
     }
 
-    /// Allocates per-CPU memory, which is cleared.
+    /// Allocates zeroed per-CPU memory.
     ///
     /// Fails if there is no memory.
     ///
     /// # Context
     ///
     /// If `gfp` allows blocking, may sleep and must be called from process context. Otherwise, can
-    /// be called from any context except NMI; on PREEMPT_RT, must not be called from hard
-    /// interrupts or with preemption disabled.
+    /// be called from any context except NMI and hard interrupts, because the allocator takes a
+    /// `spinlock_t`. On PREEMPT_RT, must not be called with preemption disabled.
     #[doc(alias("alloc_percpu_gfp", "alloc_percpu"))]
     pub fn zeroed(gfp: Flags) -> Result<Self, AllocError>
     where
@@ -253,13 +279,14 @@ impl<T> PerCpu<T> {
     {
         let ptr = Self::alloc(gfp)?;
 
-        // SAFETY: The allocator clears the memory, which makes a valid `T` of each copy.
+        // SAFETY: The allocator zeroes the memory, which makes each copy a valid `T`, because `T`
+        // is `Zeroable`.
         Ok(unsafe { Self::from_raw(ptr) })
     }
 
-    /// Converts into a raw pointer, which [`PerCpu::from_raw`] converts back.
+    /// Converts the allocation into a raw pointer, which [`PerCpu::from_raw`] converts back.
     ///
-    /// The pointer is aligned to `align_of::<T>()`, so the caller can use the bits below.
+    /// The pointer is aligned to `align_of::<T>()`, so the caller can use the low bits.
     pub(crate) fn into_raw(self) -> NonNull<c_void> {
         ManuallyDrop::new(self).var.base()
     }
@@ -272,10 +299,10 @@ impl<T> PerCpu<T> {
     /// be dropped, and none must be used after that.
     #[inline(always)]
     pub(crate) unsafe fn from_raw(ptr: NonNull<c_void>) -> Self {
-        // INVARIANT: By the safety requirements of this function.
+        // INVARIANT: By the safety requirements of this function, the invariants hold for `ptr`.
         Self {
-            // SAFETY: By the safety requirements of this function, there are valid copies as long
-            // as this exists.
+            // SAFETY: By the safety requirements of this function, the copies are valid as long as
+            // this exists.
             var: unsafe { PerCpuVar::from_raw(ptr) },
             _owns: PhantomData,
         }
@@ -293,9 +320,9 @@ impl<T> PerCpu<T> {
         let var = &self.var;
 
         possible_cpus().map(move |cpu| {
-            // SAFETY: `cpu` is possible, so by the type invariant this is a valid `T`, which is
-            // pinned. We have the only reference to all copies, and the iterator returns each copy
-            // once.
+            // SAFETY: `cpu` is possible, so by the type invariant, this is a valid `T`, which is
+            // pinned. `&mut self` is the only reference to all copies, and the iterator returns
+            // each copy once.
             (cpu, unsafe {
                 Pin::new_unchecked(var.copy_of(cpu).as_mut())
             })
@@ -326,17 +353,17 @@ impl<T> fmt::Debug for PerCpu<T> {
 }
 
 impl<T> Drop for PerCpu<T> {
-    /// Drops the values of all CPUs on the CPU that runs this, and frees the memory.
+    /// Drops the values of all CPUs, on the CPU that calls this, and frees the memory.
     ///
     /// # Context
     ///
-    /// Can be called from any context that `T` can be dropped in, except NMI and hard interrupts:
-    /// `free_percpu()` takes a `spinlock_t`. On PREEMPT_RT, must not be called with preemption
-    /// disabled either.
+    /// Can be called from any context in which `T` can be dropped, except NMI and hard interrupts,
+    /// because `free_percpu()` takes a `spinlock_t`. On PREEMPT_RT, must not be called with
+    /// preemption disabled.
     #[doc(alias = "free_percpu")]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, each possible CPU's copy is a valid `T`. We have the only
-        // reference, and the memory is not used after this.
+        // SAFETY: By the type invariant, each possible CPU's copy is a valid `T`. `&mut self` is
+        // the only reference, and the memory is not used after this.
         unsafe { free::<T>(self.var.base(), usize::MAX) };
     }
 }
@@ -345,20 +372,21 @@ impl<T> Drop for PerCpu<T> {
 ///
 /// # Safety
 ///
-/// `ptr` must have come from [`PerCpu::alloc`] and must not be freed. `cpu` must be possible.
+/// `ptr` must have come from [`PerCpu::alloc`] and must not have been freed. `cpu` must be
+/// possible.
 unsafe fn copy_of<T>(ptr: NonNull<c_void>, cpu: CpuId) -> NonNull<T> {
     // SAFETY: By the safety requirements of this function, `cpu` is possible.
     let copy = unsafe { arch::per_cpu_ptr(ptr.as_ptr(), cpu.as_u32()) };
 
-    // SAFETY: The copy of a possible CPU has an address, so this is not null.
+    // SAFETY: The copy of a possible CPU has an address, which is not null.
     unsafe { NonNull::new_unchecked(copy.cast()) }
 }
 
 /// Allocates zeroed memory on each possible CPU.
 ///
 /// This function is out of line because its mangled name changes with the library. The kernel
-/// thereby refuses to load a user of [`PerCpu`] that was built against another library, even if the
-/// user otherwise needs only the helpers in C, whose names never change.
+/// therefore refuses to load a user of [`PerCpu`] that was built against another library, even if
+/// the user needs only C helpers besides, whose names never change.
 ///
 /// # Safety
 ///
@@ -379,8 +407,8 @@ unsafe fn alloc_zeroed(
 ///
 /// # Safety
 ///
-/// `ptr` must have come from [`PerCpu::alloc`]. The copies of those CPUs must be valid. The memory
-/// must not be used after this.
+/// `ptr` must have come from [`PerCpu::alloc`]. The copies of the first `filled` possible CPUs must
+/// be valid. The memory must not be used after this.
 unsafe fn free<T>(ptr: NonNull<c_void>, filled: usize) {
     if mem::needs_drop::<T>() {
         for cpu in possible_cpus().take(filled) {

@@ -13,18 +13,20 @@ use crate::{
 
 pub(crate) mod arch;
 
-/// Bits of `preempt_count()` that count how often preemption was disabled. `rust/helpers/preempt.c`
-/// checks the value.
+/// The bits of `preempt_count()` that count how often preemption was disabled.
+///
+/// `rust/helpers/preempt.c` checks the value.
 const PREEMPT_MASK: c_int = 0xff;
 
-/// Keeps the current task on its CPU, and that CPU from running another task.
+/// A guard that disables preemption.
 ///
-/// Guards nest, up to a bound: see [`PreemptGuard::try_new`]. While a guard exists, the task must
-/// not sleep. RCU takes the region for a read-side critical section: no grace period that begins in
-/// the region ends before it (`Documentation/RCU/whatisRCU.rst`; since 5.1 that holds for
-/// `call_rcu()`, too).
+/// A guard guarantees that the current task stays on its CPU, and that the CPU runs no other task.
+/// The task must not sleep. Guards nest, up to a bound: see [`PreemptGuard::try_new`]. For RCU, the
+/// region is a read-side critical section: no grace period that begins in the region ends before
+/// the region does (`Documentation/RCU/whatisRCU.rst`; since 5.1, this holds for `call_rcu()` as
+/// well).
 ///
-/// A guard is not `Send`, because it belongs to the CPU that it was taken on.
+/// A guard is not `Send`, because it belongs to the CPU on which it was created.
 ///
 /// # Invariants
 ///
@@ -47,19 +49,19 @@ pub struct PreemptGuard(NotThreadSafe);
 impl PreemptGuard {
     /// The largest depth to which safe code can disable preemption.
     ///
-    /// The kernel's own limit is 255 (`PREEMPT_MASK` in include/linux/preempt.h). Beyond it the
-    /// count carries over into that of softirqs, and at a multiple of 65,536, where both are 0,
+    /// The kernel's own limit is 255 (`PREEMPT_MASK` in include/linux/preempt.h). Beyond it, the
+    /// count carries over into the count of softirqs. At a multiple of 65,536, where both are 0,
     /// RCU's tick takes the region for a quiescent state (`rcu_flavor_sched_clock_irq()` in
-    /// kernel/rcu/tree_plugin.h). The kernel's own regions, and those inside the functions of this
-    /// crate, add far less than the difference.
+    /// kernel/rcu/tree_plugin.h). The regions of the kernel itself and of the functions of this
+    /// crate add far less than the difference.
     pub const MAX_DEPTH: u32 = 64;
 
     /// Disables preemption.
     ///
     /// # Panics
     ///
-    /// Panics if preemption is disabled [`MAX_DEPTH`](Self::MAX_DEPTH) times already, which only a
-    /// loop or a recursion without a bound leads to.
+    /// Panics if preemption is disabled [`MAX_DEPTH`](Self::MAX_DEPTH) times already. Only a loop
+    /// or a recursion without a bound leads to this.
     ///
     /// # Context
     ///
@@ -73,8 +75,8 @@ impl PreemptGuard {
         }
     }
 
-    /// Disables preemption, or returns `None` if it is disabled
-    /// [`MAX_DEPTH`](Self::MAX_DEPTH) times already.
+    /// Disables preemption, or returns `None` if it is disabled [`MAX_DEPTH`](Self::MAX_DEPTH)
+    /// times already.
     ///
     /// # Context
     ///
@@ -87,12 +89,13 @@ impl PreemptGuard {
         (depth < Self::MAX_DEPTH as c_int).then(Self::nested)
     }
 
-    /// Disables preemption for a region of the kernel crate that calls no other code. Such regions
-    /// do not nest, so they need no bound.
+    /// Disables preemption for a region of the kernel crate that calls no other code.
+    ///
+    /// Such regions do not nest, so they need no bound.
     #[inline(always)]
     pub(crate) fn nested() -> Self {
         arch::preempt_disable();
-        // INVARIANT: Preemption was disabled just now, and only `drop()` enables it.
+        // INVARIANT: Preemption was just disabled, and only `drop()` enables it.
         Self(NotThreadSafe)
     }
 }
@@ -111,6 +114,11 @@ impl fmt::Debug for PreemptGuard {
 }
 
 impl Drop for PreemptGuard {
+    /// Enables preemption, unless another guard keeps it disabled.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[doc(alias = "preempt_enable")]
     #[inline(always)]
     fn drop(&mut self) {

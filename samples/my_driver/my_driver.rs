@@ -53,7 +53,7 @@ fn begin_request() -> Result<PercpuRefGuard<Device>> {
     DEVICE.try_get_live().ok_or(ENODEV)
 }
 
-/// Turns new requests away, and waits until those in flight have ended.
+/// Turns new requests away, and sleeps until those in flight have ended.
 fn remove() {
     DEVICE.remove();
 }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device that is removed while requests to it are under way.
+//! A device that is removed while requests to it are in flight.
 //!
-//! `/dev/percpu_ref_sample` keeps the text that was written to it. Each request takes `latency_ms`
-//! milliseconds, as if there were hardware. After a write, the text is saved in the background, by
-//! a work item that holds a reference of its own.
+//! `/dev/percpu_ref_sample` stores the text that was written to it. Each request takes `latency_ms`
+//! milliseconds, as if there were hardware. After a write, a work item, which holds a reference of
+//! its own, saves the text in the background.
 //!
 //! The device is removed when the module is unloaded, and when `remove` is written to the file, as
-//! if the hardware were pulled out. Then
+//! if the hardware were unplugged. Then
 //!
-//! - requests under way complete with all that they need;
+//! - requests in flight complete, because their references keep the device;
 //! - new requests fail with `ENODEV`, also on a file that was opened before;
 //! - the device is released when the last request has ended, and its memory is freed.
 //!
-//! An open file keeps the module in memory from Linux 7.3 on. Before that, do not unload this
-//! module while a file is open.
+//! From Linux 7.3 on, an open file keeps the module loaded. Before 7.3, do not unload this module
+//! while a file is open.
 
 use core::ptr::NonNull;
 use kernel::sync::percpu_ref::{
@@ -61,23 +61,25 @@ use kernel::{
     }, //
 };
 
-/// What the requests need.
+/// The device, which each request holds a reference to.
 #[pin_data(PinnedDrop)]
 struct Device {
     #[pin]
     text: Mutex<KVVec<u8>>,
     latency: Delta,
-    /// How often the text was saved.
+    /// The number of times that the text was saved.
     saved: Atomic<u32>,
-    /// Runs [`Save`]. Dropping it waits until the last one has returned.
+    /// The queue that runs [`Save`].
+    ///
+    /// Dropping it waits until each work item has returned.
     saves: SaveQueue,
 }
 
 impl Counted for Device {
-    // The drop of `saves` sleeps, and waits for work items. The last reference may be dropped by
-    // such a work item, or by an RCU callback, which must not sleep. So a device is released in a
-    // thread of its own. Leave this out if neither `release()` nor `Drop` sleeps: then there is no
-    // delay.
+    // Dropping `saves` sleeps, because it waits for the work items. But the last reference may be
+    // dropped by such a work item, or by an RCU callback, which must not sleep. Therefore a thread
+    // of its own releases a device. Leave this constant out if neither `release()` nor `Drop`
+    // sleeps, because the thread delays the release.
     const MAY_SLEEP: bool = true;
 
     fn release(&self) {
@@ -92,21 +94,26 @@ impl PinnedDrop for Device {
     }
 }
 
-/// Finds the device for the requests, as long as it is there. A driver for more than one device has
-/// this in the private data that its bus keeps for each.
+/// The device that requests find, until it is removed.
+///
+/// A driver for more than one device has such a pointer in the private data that its bus keeps for
+/// each device.
 static DEVICE: RcuPercpuRef<Device> = RcuPercpuRef::empty();
 
-/// Begins a request. As long as the caller has the guard, the device is there. Getting the guard
-/// does not write to memory that other CPUs write to. In debugfs, the list of holders has the line
-/// of the caller.
+/// Begins a request.
+///
+/// The guard keeps the device until it is dropped. Getting the guard does not write to memory that
+/// other CPUs write to. In debugfs, the list of holders has the line of the caller.
 #[track_caller]
 fn begin_request() -> Result<PercpuRefGuard<Device>> {
     DEVICE.try_get_live().ok_or(ENODEV)
 }
 
-/// Removes the device. When this returns, no request is under way, also if it was another thread
-/// that removed the device. Must not be called in a request, and no request may wait for user space
-/// without a bound, since this cannot be interrupted.
+/// Removes the device.
+///
+/// When this returns, no request is in flight, even if another thread has removed the device. Must
+/// not be called in a request. No request may wait for user space without a bound, because this
+/// cannot be interrupted.
 fn remove() {
     if DEVICE.remove() {
         pr_info!("removed\n");
@@ -117,10 +124,10 @@ fn remove() {
 ///
 /// The guard keeps the device while the work item is queued and while it runs. It does not keep the
 /// module: the library waits for the release of the device, and not for the function that dropped
-/// the last guard. After `drop(guard)`, a work item still runs code of the module: what follows in
-/// its function, and the code that frees its memory. So a module must flush its work items before
-/// it is unloaded. Here that is done by the drop of [`Device::saves`], which is a part of the
-/// release that [`remove`] waits for.
+/// the last guard. After `drop(guard)`, a work item still runs code of the module: the rest of its
+/// function, and the code that frees its memory. Therefore a module must flush its work items
+/// before it is unloaded. Here, dropping [`Device::saves`] does this, as a part of the release that
+/// [`remove`] waits for.
 #[pin_data]
 struct Save {
     device: PercpuRefGuard<Device>,
@@ -156,15 +163,15 @@ impl WorkItem for Save {
 
 /// A workqueue for [`Save`].
 ///
-/// The kernel crate can neither flush nor cancel work items, and its queues are those of the whole
-/// system, so this calls C.
+/// The kernel crate can neither flush nor cancel work items, and its queues are shared by the whole
+/// system. Therefore this calls C.
 ///
 /// # Invariants
 ///
 /// The workqueue is valid.
 struct SaveQueue(NonNull<bindings::workqueue_struct>);
 
-// SAFETY: A workqueue can be used and destroyed by any thread.
+// SAFETY: Any thread can use and destroy a workqueue.
 unsafe impl Send for SaveQueue {}
 
 // SAFETY: Any number of threads can queue work items at the same time.
@@ -186,7 +193,10 @@ impl SaveQueue {
         NonNull::new(queue).map(Self).ok_or(ENOMEM)
     }
 
-    /// Queues a work item. No delayed ones: `destroy_workqueue()` does not wait for their timers.
+    /// Queues a work item.
+    ///
+    /// There must be no delayed work items, because `destroy_workqueue()` does not wait for their
+    /// timers.
     fn enqueue(&self, save: Pin<KBox<Save>>) {
         // SAFETY: By the type invariant, the workqueue is valid as long as `self`.
         unsafe { Queue::from_raw(self.0.as_ptr()) }.enqueue(save);
@@ -194,19 +204,22 @@ impl SaveQueue {
 }
 
 impl Drop for SaveQueue {
-    /// Waits until the functions of all work items have returned to the kernel's own code.
+    /// Waits until all work items have returned to the kernel's own code, and frees the workqueue.
     ///
     /// # Context
     ///
-    /// Sleeps, so must be called from process context, and not from one of the work items.
+    /// Sleeps, so must be called from process context. Must not be called from one of the work
+    /// items.
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, the workqueue is valid. It is not used after this.
+        // SAFETY: By the type invariant, the workqueue is valid, and it is not used after this.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }
 
-/// An open file. It holds no reference to the device, since a file may stay open for days. The file
-/// can be opened until the module is unloaded, with or without the device.
+/// An open file.
+///
+/// It holds no reference to the device, because a file may stay open for days. The file can be
+/// opened until the module is unloaded, with or without the device.
 struct Open;
 
 #[vtable]
@@ -219,7 +232,8 @@ impl MiscDevice for Open {
 
     fn read_iter(mut kiocb: Kiocb<'_, Self::Ptr>, to: &mut IovIterDest<'_>) -> Result<usize> {
         let device = begin_request()?;
-        // A task that holds a lock taken in a request must not call `remove()`: lockdep reports it.
+        // Lockdep reports a task that calls `remove()` while it holds a lock which is also taken
+        // here.
         let _section = device.lockdep_section();
 
         fsleep(device.latency);
@@ -244,13 +258,13 @@ impl MiscDevice for Open {
         fsleep(device.latency);
         *device.text.lock() = text;
         device.saves.enqueue(save);
-        // The next read begins at the start of the text.
+        // The next read starts at the beginning of the text.
         *kiocb.ki_pos_mut() = 0;
         Ok(length)
     }
 }
 
-/// Keeps the device plugged in, until this is dropped or the device is removed.
+/// Keeps the device until this is dropped or the device is removed.
 struct Plugged;
 
 impl Plugged {
@@ -275,8 +289,8 @@ impl Drop for Plugged {
     }
 }
 
-/// The fields are dropped in this order: first the file can be opened no more, then the device is
-/// removed.
+/// The module, whose fields are dropped in this order: first the file is removed, so that it cannot
+/// be opened any more, and then the device.
 #[pin_data]
 struct Sample {
     #[pin]
@@ -286,7 +300,7 @@ struct Sample {
 
 impl kernel::InPlaceModule for Sample {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        // Up to 7.2, a parameter's value is a reference.
+        // Up to 7.2, the value of a parameter is a reference.
         let latency_ms: u32 = *core::borrow::Borrow::borrow(&module_parameters::latency_ms.value());
         let name = c"percpu_ref_sample";
 

@@ -2,9 +2,9 @@
 
 //! A counted object that C code uses: see `rust_percpu_ref_from_c_user.c`.
 //!
-//! A reference passes through C as the `void *` that [`ForeignOwnable`] makes of a
-//! [`PercpuRefGuard`]. Each function that C calls states what the caller must ensure, since no type
-//! does so in C.
+//! A reference passes through C as the `void *` into which [`ForeignOwnable`] converts a
+//! [`PercpuRefGuard`]. Each function that C calls states what the caller must ensure, because C has
+//! no type for it.
 
 use core::ptr;
 use kernel::sync::percpu_ref::{
@@ -23,19 +23,21 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-// In `rust_percpu_ref_from_c_user.c`; the prototypes are in `rust_percpu_ref_from_c.h`.
+// These are defined in `rust_percpu_ref_from_c_user.c`. The prototypes are in
+// `rust_percpu_ref_from_c.h`.
 extern "C" {
     fn percpu_ref_from_c_start() -> c_int;
     fn percpu_ref_from_c_stop();
 }
 
-/// What C uses.
+/// The object that C uses.
 struct Meter {
     ticks: Atomic<u64>,
 }
 
 impl Counted for Meter {
-    // Called where the last reference is put, which may be the timer of C. So this must not sleep.
+    // This is called where the last reference is put, which may be the timer of the C code. So it
+    // must not sleep.
     fn release(&self) {
         pr_info!("released after {} ticks\n", self.ticks.load(Relaxed));
     }
@@ -116,8 +118,10 @@ impl Drop for User {
     }
 }
 
-/// The fields are dropped in this order: the meter is removed when C does not use it any more.
-/// Otherwise the removal waits for the reference of C.
+/// The module, whose fields are dropped in this order: first the C code is stopped, and then the
+/// meter is removed.
+///
+/// In the opposite order, the removal would wait for the reference that C holds.
 struct Sample {
     _user: User,
     _installed: Installed,

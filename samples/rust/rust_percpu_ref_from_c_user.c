@@ -15,7 +15,7 @@
 
 #define TICKS 3
 
-/* The reference of the timer. Only the timer uses it, and after the timer was shut down, stop(). */
+/* The timer's reference. Only the timer uses it until the timer is shut down, and then stop(). */
 static void *meter;
 
 static void on_timer(struct timer_list *timer)
@@ -43,8 +43,8 @@ int percpu_ref_from_c_start(void)
 }
 
 /*
- * The reference keeps the Rust object, but it does not keep the module. This must wait until
- * on_timer() has returned.
+ * The reference keeps the Rust object, but it does not keep the module. Therefore this must wait
+ * until on_timer() has returned.
  */
 void percpu_ref_from_c_stop(void)
 {

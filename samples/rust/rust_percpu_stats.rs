@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device that counts what it does by CPU, and whose settings are replaced while it is in use.
+//! A device that counts its requests on each CPU, and whose settings are replaced while it is in
+//! use.
 //!
-//! `/dev/percpu_stats_sample` gives to each reader so many bytes, all of the same value, as its
-//! settings say, and takes as many from each writer. In debugfs, `percpu_stats_sample/settings` has
-//! these two numbers, which can be written, and `percpu_stats_sample/stats` has the statistics. The
-//! file has no end: read it with `dd` or `head -c`.
+//! A read of `/dev/percpu_stats_sample` returns as many bytes as the settings say, which all have
+//! the same value. A write takes at most this number of bytes. In debugfs,
+//! `percpu_stats_sample/settings` has these two numbers and can be written, and
+//! `percpu_stats_sample/stats` has the statistics. The file has no end: read it with `dd` or
+//! `head -c`.
 //!
-//! - A request counts in variables of the CPU that it runs on: no lock, no cache line that another
-//!   CPU writes to, and on x86-64 one instruction for each number.
-//! - A request finds the settings by RCU. It sees the old ones or the new ones, never one number of
-//!   each.
+//! - A request counts in variables of the CPU that it runs on. It takes no lock and writes to no
+//!   cache line that another CPU writes to. On x86-64, each number takes one instruction.
+//! - A request finds the settings under RCU. It sees the old settings or the new ones, but never
+//!   one number of each.
 
 use core::str::FromStr;
 use kernel::{
@@ -48,12 +50,14 @@ use kernel::{
     uaccess::UserSliceReader, //
 };
 
-/// What is counted, on each CPU. A `u64` could not be read from another CPU on a 32-bit machine.
+/// The statistics of each CPU.
+///
+/// The numbers are no `u64`, because another CPU could not read a `u64` on a 32-bit machine.
 struct Stats {
     reads: Local<usize>,
     writes: Local<usize>,
     bytes: Local<usize>,
-    /// Requests by the number of their bytes: below 16, below 256, below 4096, and all others.
+    /// The requests by their number of bytes: below 16, below 256, below 4096, and all others.
     sizes: [Local<usize>; 4],
 }
 
@@ -66,7 +70,7 @@ define_per_cpu! {
     };
 }
 
-/// Counts a request of so many bytes.
+/// Counts a request with this number of bytes.
 fn count(bytes: usize) {
     STATS.project(percpu_field!(Stats, bytes)).add(bytes);
     let size = (bytes.checked_ilog2().unwrap_or(0) as usize / 4).min(3);
@@ -75,10 +79,10 @@ fn count(bytes: usize) {
     }
 }
 
-/// What a request does.
+/// The settings of a request.
 #[derive(Clone, Copy)]
 struct Settings {
-    /// The most bytes that a request gives or takes.
+    /// The largest number of bytes that a request returns or takes.
     bytes: usize,
     /// The value of all bytes that are read.
     value: u8,
@@ -87,14 +91,16 @@ struct Settings {
 static SETTINGS: RcuCell<Settings> = RcuCell::empty();
 
 impl Settings {
-    /// Returns the settings for a request. It keeps a copy, because it sleeps, which must not be
-    /// done in the read-side critical section.
+    /// Returns a copy of the settings for a request.
+    ///
+    /// A request sleeps, so it cannot use the settings in a read-side critical section.
     fn current() -> Result<Self> {
         SETTINGS.load(&rcu::read_lock()).copied().ok_or(ENODEV)
     }
 
-    /// Makes requests that begin from now on use these settings. The old ones are freed after a
-    /// grace period.
+    /// Publishes these settings for all requests that begin after this.
+    ///
+    /// The old settings are freed after a grace period.
     fn publish(self) -> Result {
         drop(SETTINGS.replace(Some(RcuBox::new(self, GFP_KERNEL)?)));
         Ok(())
@@ -104,7 +110,7 @@ impl Settings {
 impl FromStr for Settings {
     type Err = Error;
 
-    /// Two numbers, as debugfs shows them.
+    /// Parses the two numbers that debugfs shows.
     fn from_str(text: &str) -> Result<Self> {
         let mut words = text.split_ascii_whitespace();
         let (Some(bytes), Some(value), None) = (words.next(), words.next(), words.next()) else {
@@ -147,7 +153,7 @@ mod files {
         let bytes = STATS.project(percpu_field!(Stats, bytes));
         let sizes = STATS.project(percpu_field!(Stats, sizes));
 
-        // Sums go over all possible CPUs: one that is offline now has counted, too.
+        // The sums include all possible CPUs, because a CPU that is offline now may have counted.
         writeln!(f, "reads {}", reads.sum())?;
         writeln!(f, "writes {}", writes.sum())?;
         writeln!(f, "bytes {}", bytes.sum())?;
@@ -202,7 +208,7 @@ impl MiscDevice for Open {
     }
 }
 
-/// Empties [`SETTINGS`], since the kernel does not drop statics.
+/// Empties [`SETTINGS`] when it is dropped, because the kernel does not drop statics.
 struct Published;
 
 impl Drop for Published {
@@ -211,7 +217,8 @@ impl Drop for Published {
     }
 }
 
-/// The fields are dropped in this order: first the files go, then the settings.
+/// The module, whose fields are dropped in this order: first the files are removed, and then the
+/// settings.
 #[pin_data]
 struct Sample {
     #[pin]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `this_cpu` operations: inlined on x86-64 and arm64, helpers in C elsewhere.
+//! The `this_cpu` operations: inlined on x86-64 and arm64, C helpers on other architectures.
 
 use super::{
     this_cpu::ThisCpu,
@@ -26,7 +26,7 @@ pub(super) use imp::{
     this_cpu_ptr, //
 };
 
-/// Finds copies by the offset of each CPU.
+/// The addresses of copies, by the offset of each CPU.
 ///
 /// C header: [`include/asm-generic/percpu.h`](srctree/include/asm-generic/percpu.h)
 #[cfg(any(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)), CONFIG_ARM64))]
@@ -37,17 +37,17 @@ mod offset {
     };
     use core::ptr::with_exposed_provenance_mut;
 
-    /// Returns the address of the copy that is at `offset`.
+    /// Returns the address of the copy at `offset`.
     ///
-    /// The `__percpu` pointer of a static variable is that of a template, and no copy is a part of
-    /// the template. So the compiler must not conclude anything from where the pointer came from,
-    /// which C has `RELOC_HIDE()` for.
+    /// The `__percpu` pointer of a static variable is that of a template, which contains no copy.
+    /// So the compiler must not draw conclusions from the provenance of the pointer. C has
+    /// `RELOC_HIDE()` for this.
     #[inline(always)]
     pub(super) fn copy_at(ptr: *mut c_void, offset: usize) -> *mut c_void {
         with_exposed_provenance_mut(ptr.expose_provenance().wrapping_add(offset))
     }
 
-    /// Returns the address of `cpu`'s copy of what `ptr` is the `__percpu` pointer of.
+    /// Returns the address of `cpu`'s copy, for a `__percpu` pointer.
     ///
     /// # Safety
     ///
@@ -56,8 +56,8 @@ mod offset {
     pub(crate) unsafe fn per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void {
         let offsets = (&raw const __per_cpu_offset).cast::<usize>();
 
-        // SAFETY: By the safety requirements of this function, `cpu` has an offset, which does not
-        // change.
+        // SAFETY: By the safety requirements of this function, `cpu` is possible, so it has an
+        // offset, which does not change.
         copy_at(ptr, unsafe { offsets.add(cpu as usize).read() })
     }
 }

@@ -25,17 +25,17 @@ use core::{
     }, //
 };
 
-/// A value that each CPU changes in its own copy, one user at a time.
+/// A value of which each CPU has a copy, with exclusive access for one user at a time.
 ///
 /// A `LocalCell` is useful only in per-CPU memory, where [`PerCpuVar::with`] gives a mutable
-/// reference to the local CPU's value. The value need not be `Sync`. An interrupt gets no reference
-/// while the code that it interrupted has one. A value that interrupts must always be able to
-/// change belongs in [`Local`](super::Local)s or behind a lock.
+/// reference to the local CPU's value. The value need not be `Sync`. While code has a reference, an
+/// interrupt of that code gets none. A value that interrupts must always be able to change belongs
+/// in a [`Local`](super::Local) or behind a lock.
 ///
 /// # Invariants
 ///
-/// While `is_used` is set, one call of [`PerCpuVar::with`] has the reference to the value. Only
-/// code that keeps preemption disabled on the CPU of this copy sets it.
+/// While `is_used` is set, one call of [`PerCpuVar::with`] has the reference to the value.
+/// `is_used` is set only by code that keeps preemption disabled on the CPU of this copy.
 ///
 /// # Examples
 ///
@@ -70,10 +70,10 @@ pub struct LocalCell<T> {
 }
 
 // SAFETY: By the type invariant, one call of `with()` at a time has a reference to the value. Any
-// thread can call it, which `T: Send` allows.
+// thread can make the call, which `T: Send` allows.
 unsafe impl<T: Send> Sync for LocalCell<T> {}
 
-// SAFETY: Zero is a value of each field: the flag is clear.
+// SAFETY: Zero is valid for each field: the flag is clear, and `T` is `Zeroable`.
 unsafe impl<T: Zeroable> Zeroable for LocalCell<T> {}
 
 impl<T> LocalCell<T> {
@@ -102,16 +102,17 @@ impl<T> fmt::Debug for LocalCell<T> {
 }
 
 impl<T: Send + Unpin, O: Offset> PerCpuVar<LocalCell<T>, O> {
-    /// Calls `use_value` with this CPU's value, and returns what it returned.
+    /// Calls `use_value` with this CPU's value, and returns its result.
     ///
-    /// Returns `None`, without the call, if the value is in use on this CPU: by the caller, or by
-    /// code that the caller has interrupted. Also returns `None` if preemption is disabled too
+    /// Returns `None` without the call if the value is in use on this CPU: by the caller, or by
+    /// code that the caller has interrupted. Also returns `None` if preemption was disabled too
     /// often, see [`PreemptGuard::try_new`].
     ///
     /// # Context
     ///
     /// Can be called from any context. Preemption is disabled while `use_value` runs, so it must
-    /// not sleep. On PREEMPT_RT, it must not allocate or free memory, or take a `SpinLock`, either.
+    /// not sleep. On PREEMPT_RT, it must not allocate or free memory, and must not take a
+    /// `SpinLock`.
     #[doc(alias("get_cpu_var", "put_cpu_var", "get_cpu_ptr", "put_cpu_ptr"))]
     #[must_use = "`None` means that the value was in use, and that the closure was not called"]
     #[inline]
@@ -120,22 +121,23 @@ impl<T: Send + Unpin, O: Offset> PerCpuVar<LocalCell<T>, O> {
         let cell = self.get(&guard);
 
         // An interrupt that comes between the load and the store has ended before the store, so it
-        // has cleared the flag again. `Acquire` pairs with the `Release` below, in case that the
-        // last user slept, which it must not, and was moved to another CPU (litmus: cell-moved).
+        // has cleared the flag again. `Acquire` pairs with the `Release` below, in case the last
+        // user slept, which is not allowed, and was migrated to another CPU (litmus: cell-moved).
         if cell.is_used.load(Acquire) != 0 {
             return None;
         }
-        // INVARIANT: Preemption is disabled, and the flag was clear, so this call has the only
+        // INVARIANT: Preemption is disabled and the flag was clear, so this call has the only
         // reference.
         cell.is_used.store(1, Relaxed);
-        // No access to the value comes before the store. Interrupts on this CPU see these in
-        // program order.
+        // No access to the value must come before the store. An interrupt on this CPU sees accesses
+        // of this CPU in program order, so only the compiler must be stopped.
         compiler_fence(Ordering::SeqCst);
 
         // SAFETY: By the type invariant, this is the only reference to the value.
         let result = use_value(unsafe { &mut *cell.value.get() });
 
-        // INVARIANT: The reference is gone. Pairs with the `Acquire` above (litmus: cell-moved).
+        // INVARIANT: The reference is not used any more. Pairs with the `Acquire` above
+        // (litmus: cell-moved).
         cell.is_used.store(0, Release);
         Some(result)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Values with the `this_cpu` operations.
+//! Per-CPU values with the `this_cpu` operations.
 
 use super::{
     possible_cpus,
@@ -18,15 +18,15 @@ use crate::{
 };
 use core::cell::UnsafeCell;
 
-/// An integer, `bool`, or pointer that each CPU changes in its own copy, by the `this_cpu`
+/// An integer, `bool` or pointer that each CPU changes in its own copy by the `this_cpu`
 /// operations.
 ///
-/// A `Local` is useful only in per-CPU memory: as a [`PerCpuVar`], or as a field or element of one.
-/// The value cannot be reached through a `&Local`, so that no reference to it can exist while a CPU
+/// A `Local` is useful only in per-CPU memory: as a [`PerCpuVar`], or as a field or an element of
+/// one. A `&Local` gives no access to the value, so no reference to the value exists while a CPU
 /// changes it.
 ///
-/// All arithmetic wraps. No operation orders any other memory access. No operation is atomic with
-/// respect to *other* CPUs, which can only read ([`read_cpu`](PerCpuVar::read_cpu),
+/// All arithmetic wraps. No operation orders other memory accesses. No operation is atomic with
+/// respect to *other* CPUs, which can only read the value ([`read_cpu`](PerCpuVar::read_cpu),
 /// [`sum`](PerCpuVar::sum)).
 ///
 /// # Examples
@@ -44,16 +44,16 @@ use core::cell::UnsafeCell;
 #[repr(transparent)]
 pub struct Local<V>(UnsafeCell<V>);
 
-// SAFETY: A `&Local` gives no access to the value. By `PerCpuVar<Local<V>>`, a CPU changes its own
-// copy by `this_cpu` operations, and reads another CPU's copy by a volatile load, which may race
-// with these operations by the kernel's memory model.
+// SAFETY: A `&Local` gives no access to the value. By a `PerCpuVar<Local<V>>`, a CPU changes its
+// own copy by `this_cpu` operations, and reads another CPU's copy by a volatile load, which may
+// race with these operations by the kernel's memory model.
 unsafe impl<V: Primitive> Sync for Local<V> {}
 
-// SAFETY: Integers and `bool` are `Send`. A pointer is only a number here; code that dereferences
-// it is unsafe and must argue for that.
+// SAFETY: Integers and `bool` are `Send`. A pointer is only a number here, because dereferencing it
+// needs unsafe code, which must argue for its safety.
 unsafe impl<V: Primitive> Send for Local<V> {}
 
-// SAFETY: Zero is a value of each `Primitive`: the number, `false`, or the null pointer.
+// SAFETY: Zero is valid for each `Primitive`: the number, `false`, or the null pointer.
 unsafe impl<V: Primitive> Zeroable for Local<V> {}
 
 impl<V: Primitive> Local<V> {
@@ -73,15 +73,15 @@ impl<V: Primitive> Local<V> {
 
 impl<V> fmt::Debug for Local<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The value cannot be reached through a `&Local`.
+        // A `&Local` gives no access to the value.
         f.debug_struct("Local").finish_non_exhaustive()
     }
 }
 
 /// # Context
 ///
-/// All operations can be called from any context except NMI. No guard is needed: if the task moves
-/// to another CPU before an operation, the operation acts on that CPU's copy.
+/// All operations can be called from any context except NMI. No guard is needed: if the task is
+/// migrated before an operation, the operation acts on the copy of the new CPU.
 impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
     #[inline(always)]
     fn raw(&self) -> *mut V::Raw {
@@ -137,8 +137,24 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
         }
     }
 
-    /// Writes `new` to this CPU's copy if its value is `*old`, and returns whether it was.
+    /// Writes `new` to this CPU's copy if its value is `*old`, and returns whether it did.
+    ///
     /// Otherwise stores the value that was found in `*old`, for the next attempt.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::percpu::{Local, PerCpu};
+    ///
+    /// let peak = PerCpu::<Local<usize>>::zeroed(GFP_KERNEL)?;
+    ///
+    /// // Raises the peak of this CPU to 7.
+    /// let mut old = peak.read();
+    /// while old < 7 && !peak.try_cmpxchg(&mut old, 7) {}
+    /// assert_eq!(peak.sum(), 7);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[doc(alias = "this_cpu_try_cmpxchg")]
     #[inline(always)]
     pub fn try_cmpxchg(&self, old: &mut V, new: V) -> bool {
@@ -156,7 +172,7 @@ impl<V: Primitive, O: Offset> PerCpuVar<Local<V>, O> {
 ///
 /// All operations can be called from any context except NMI.
 impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
-    /// Adds to this CPU's copy.
+    /// Adds `value` to this CPU's copy.
     #[doc(alias = "this_cpu_add")]
     #[inline(always)]
     pub fn add(&self, value: I) {
@@ -165,7 +181,7 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
         unsafe { I::Raw::add::<O>(self.raw(), value.into_raw()) };
     }
 
-    /// Subtracts from this CPU's copy.
+    /// Subtracts `value` from this CPU's copy.
     #[doc(alias = "this_cpu_sub")]
     #[inline(always)]
     pub fn sub(&self, value: I) {
@@ -190,7 +206,7 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
         unsafe { I::Raw::dec::<O>(self.raw()) };
     }
 
-    /// Keeps those bits of this CPU's copy that are set in `value`.
+    /// Clears the bits of this CPU's copy that are not set in `value`.
     #[doc(alias = "this_cpu_and")]
     #[inline(always)]
     pub fn and(&self, value: I) {
@@ -199,7 +215,7 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
         unsafe { I::Raw::and::<O>(self.raw(), value.into_raw()) };
     }
 
-    /// Sets those bits of this CPU's copy that are set in `value`.
+    /// Sets the bits of this CPU's copy that are set in `value`.
     #[doc(alias = "this_cpu_or")]
     #[inline(always)]
     pub fn or(&self, value: I) {
@@ -208,7 +224,7 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
         unsafe { I::Raw::or::<O>(self.raw(), value.into_raw()) };
     }
 
-    /// Adds to this CPU's copy and returns the new value.
+    /// Adds `value` to this CPU's copy, and returns the new value.
     #[doc(alias("this_cpu_add_return", "this_cpu_inc_return"))]
     #[inline(always)]
     pub fn add_return(&self, value: I) -> I {
@@ -217,7 +233,7 @@ impl<I: Integer, O: Offset> PerCpuVar<Local<I>, O> {
         unsafe { I::from_raw(I::Raw::add_return::<O>(self.raw(), value.into_raw())) }
     }
 
-    /// Subtracts from this CPU's copy and returns the new value.
+    /// Subtracts `value` from this CPU's copy, and returns the new value.
     #[doc(alias("this_cpu_sub_return", "this_cpu_dec_return"))]
     #[inline(always)]
     pub fn sub_return(&self, value: I) -> I {
@@ -241,9 +257,10 @@ impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
 
     /// Returns the sum of all copies.
     ///
-    /// The sum is not a snapshot: other CPUs can change their copies meanwhile, so it may be a
-    /// value that the counter never had. There is no operation that clears the copies of other
-    /// CPUs. To count from now on, keep the sum and subtract it later.
+    /// The sum is not a snapshot: other CPUs can change their copies at the same time, so the sum
+    /// may be a value that the counter never had. There is no operation that clears the copies of
+    /// other CPUs. To count from a certain time on, keep the sum at that time and subtract it
+    /// later.
     pub fn sum(&self) -> V
     where
         V: Integer,
@@ -254,23 +271,23 @@ impl<V: Untorn, O: Offset> PerCpuVar<Local<V>, O> {
     }
 }
 
-/// Operations for callers that have disabled preemption, or that any CPU's copy will do for.
+/// Operations for callers that have disabled preemption, or that can use the copy of any CPU.
 impl PerCpuVar<Local<u64>> {
-    /// Adds to this CPU's copy, or to that of a CPU that the task was on a moment ago.
+    /// Adds `value` to this CPU's copy, or to the copy of a CPU that the task was on before.
     #[inline(always)]
     pub(crate) fn add_on_cpu(&self, value: u64) {
         // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`.
         unsafe { u64::add_on_cpu::<At<0>>(self.raw(), value) };
     }
 
-    /// Adds one, to the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
+    /// Adds one to the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
     #[inline(always)]
     pub(crate) fn inc_on_cpu(&self) {
         // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`.
         unsafe { u64::inc_on_cpu::<At<0>>(self.raw()) };
     }
 
-    /// Subtracts one, from the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
+    /// Subtracts one from the copy that [`add_on_cpu`](Self::add_on_cpu) adds to.
     #[inline(always)]
     pub(crate) fn dec_on_cpu(&self) {
         // SAFETY: `raw()` is the `__percpu` pointer of a `u64`; see `read()`.
@@ -282,7 +299,7 @@ mod private {
     pub trait Sealed {}
 }
 
-/// The values that can be in a [`Local`]: integers of 8 to 64 bits, `bool`, and raw pointers.
+/// The types of values in a [`Local`]: integers of 8 to 64 bits, `bool`, and raw pointers.
 ///
 /// # Invariants
 ///
@@ -296,12 +313,12 @@ pub trait Primitive: private::Sealed + Copy + PartialEq + 'static {
 
     /// # Safety
     ///
-    /// `raw` must be what [`into_raw`](Self::into_raw) returned, or zero.
+    /// `raw` must be a value that [`into_raw`](Self::into_raw) returned, or zero.
     #[doc(hidden)]
     unsafe fn from_raw(raw: Self::Raw) -> Self;
 }
 
-/// The integers that can be in a [`Local`]: 8 to 64 bits wide, or as wide as a pointer.
+/// The types of integers in a [`Local`]: 8 to 64 bits wide, or as wide as a pointer.
 pub trait Integer: Primitive {
     #[doc(hidden)]
     const ZERO: Self;
@@ -313,16 +330,15 @@ pub trait Integer: Primitive {
     fn wrapping_neg(self) -> Self;
 }
 
-/// The values that another CPU can read while their own CPU changes them, and never sees half
-/// changed.
+/// The types of values that another CPU can read while their own CPU changes them.
 ///
-/// On a 32-bit machine these are all but the 64-bit integers, for which C has `u64_stats_sync`.
-/// Count in `usize` there, or in an `Atomic<i64>` that each CPU has for itself
-/// ([`PerCpuVar::get`], [`PerCpuVar::iter`]).
+/// Another CPU never reads a value that is partly changed. On a 32-bit machine, 64-bit integers do
+/// not implement this trait; C has `u64_stats_sync` for them. Use `usize` there, or an
+/// `Atomic<i64>` for each CPU ([`PerCpuVar::get`], [`PerCpuVar::iter`]).
 #[doc(alias("u64_stats_sync", "u64_stats_fetch_begin"))]
 pub trait Untorn: Primitive {}
 
-/// Implements the traits for `$int`, which `$raw` has the size of.
+/// Implements the traits for `$int`, with an integer `$raw` of the same size.
 macro_rules! impl_integer {
     ($($int:ident: $raw:ident;)*) => {$(
         impl private::Sealed for $int {}
@@ -375,7 +391,7 @@ impl_integer! {
 }
 impl_untorn!(bool u8 i8 u16 i16 u32 i32 usize isize);
 
-/// The integer that has the size of a pointer.
+/// The integer with the size of a pointer.
 #[cfg(CONFIG_64BIT)]
 type Word = u64;
 #[cfg(not(CONFIG_64BIT))]

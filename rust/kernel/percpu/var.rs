@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Per-CPU variables, wherever their memory is.
+//! Per-CPU variables, independent of where their memory is.
 
 use super::{
     arch,
@@ -20,45 +20,69 @@ use core::{
     ptr::NonNull, //
 };
 
-/// A per-CPU variable: one `T` for each possible CPU.
+/// A per-CPU variable, with one `T` for each possible CPU.
 ///
-/// This is what a [`PerCpu<T>`](super::PerCpu) owns, what
-/// [`define_per_cpu!`](crate::define_per_cpu) defines, and what a [`Projection`] borrows a part of.
-/// `O` is the offset of that part. It is a constant, so a projection does not store it, and on
-/// x86-64 it is a part of the instruction.
+/// A [`PerCpu<T>`](super::PerCpu) owns one, [`define_per_cpu!`](crate::define_per_cpu) defines one,
+/// and a [`Projection`] borrows a part of one. `O` is the offset of that part. It is a constant, so
+/// a projection does not store it, and on x86-64 it is a part of the instruction.
 ///
 /// # Invariants
 ///
 /// As long as there is a reference to this, `ptr` plus the offset `O` is a `__percpu` pointer. Each
-/// possible CPU's copy is a valid `T`, which is pinned, and which other code only shares.
+/// possible CPU's copy is a valid `T`, which is pinned. Other code has only shared references to
+/// it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{define_per_cpu, percpu::Local, preempt::PreemptGuard};
+/// use kernel::sync::atomic::{Atomic, Relaxed};
+///
+/// define_per_cpu! {
+///     static EVENTS: Local<usize> = Local::new(0);
+///     static LAST: Atomic<u32> = Atomic::new(0);
+/// }
+///
+/// // An operation on the copy of the CPU that it runs on.
+/// EVENTS.inc();
+///
+/// // A reference to the copy of the CPU that the guard keeps the task on.
+/// let guard = PreemptGuard::new();
+/// LAST.get(&guard).store(7, Relaxed);
+/// drop(guard);
+///
+/// // All copies.
+/// assert_eq!(EVENTS.sum(), 1);
+/// assert_eq!(LAST.iter().filter(|(_, last)| last.load(Relaxed) == 7).count(), 1);
+/// ```
 #[doc(alias = "__percpu")]
 pub struct PerCpuVar<T, O: Offset = At<0>> {
     ptr: NonNull<c_void>,
     _values: PhantomData<(T, fn() -> O)>,
 }
 
-// SAFETY: A `PerCpuVar<T>` owns nothing. By it, other threads get `&T` only, which `T: Sync`
-// allows.
+// SAFETY: A `PerCpuVar<T>` owns nothing. It gives other threads access to `&T` only, which
+// `T: Sync` allows.
 unsafe impl<T: Sync, O: Offset> Send for PerCpuVar<T, O> {}
 
-// SAFETY: By a `&PerCpuVar<T>`, other threads get `&T` only, which `T: Sync` allows.
+// SAFETY: A `&PerCpuVar<T>` gives other threads access to `&T` only, which `T: Sync` allows.
 unsafe impl<T: Sync, O: Offset> Sync for PerCpuVar<T, O> {}
 
 impl<T, O: Offset> PerCpuVar<T, O> {
-    /// Makes a variable of its address.
+    /// Creates a variable from its address.
     ///
     /// # Safety
     ///
-    /// The type's invariant must hold for `ptr`.
+    /// The invariants of the type must hold for `ptr`.
     pub(super) const unsafe fn from_raw(ptr: NonNull<c_void>) -> Self {
-        // INVARIANT: By the safety requirements of this function.
+        // INVARIANT: By the safety requirements of this function, the invariants hold for `ptr`.
         Self {
             ptr,
             _values: PhantomData,
         }
     }
 
-    /// Returns the `__percpu` pointer, to which the offset `O` is still to be added.
+    /// Returns the `__percpu` pointer without the offset `O`, which the caller must add.
     #[inline(always)]
     pub(super) const fn base(&self) -> NonNull<c_void> {
         self.ptr
@@ -75,11 +99,11 @@ impl<T, O: Offset> PerCpuVar<T, O> {
         // SAFETY: By the safety requirements of this function, `cpu` is possible.
         let copy = unsafe { arch::per_cpu_ptr(ptr, cpu.as_u32()) };
 
-        // SAFETY: The copy of a possible CPU has an address, so this is not null.
+        // SAFETY: The copy of a possible CPU has an address, which is not null.
         unsafe { NonNull::new_unchecked(copy.cast()) }
     }
 
-    /// Returns a field of this variable, which is a per-CPU variable, too.
+    /// Returns a field of this variable, which is a per-CPU variable as well.
     ///
     /// # Context
     ///
@@ -109,14 +133,15 @@ impl<T, O: Offset> PerCpuVar<T, O> {
     #[inline(always)]
     pub fn project<F, P: Offset>(&self, _field: Field<T, F, P>) -> Projection<'_, F, Plus<O, P>> {
         // SAFETY: By the type invariant of `Field`, there is a valid `F` at this offset in each
-        // `T`. The projection is bounded by this reference.
+        // `T`. The projection borrows this variable.
         unsafe { Projection::new(self.ptr) }
     }
 }
 
 impl<T, const N: usize, O: Offset> PerCpuVar<[T; N], O> {
-    /// Returns the element at `index`, which is a per-CPU variable, too, or `None` if there is no
-    /// such element.
+    /// Returns the element at `index`, or `None` if there is no such element.
+    ///
+    /// The element is a per-CPU variable as well.
     ///
     /// # Context
     ///
@@ -127,7 +152,7 @@ impl<T, const N: usize, O: Offset> PerCpuVar<[T; N], O> {
 
         (index < N).then(|| {
             // SAFETY: `index < N`, so this is an element of the array: its address is not null, and
-            // there is a valid `T` in each copy. The projection is bounded by this reference.
+            // there is a valid `T` in each copy. The projection borrows this variable.
             unsafe { Projection::new(NonNull::new_unchecked(element.cast())) }
         })
     }
@@ -136,13 +161,13 @@ impl<T, const N: usize, O: Offset> PerCpuVar<[T; N], O> {
 impl<T: Sync, O: Offset> PerCpuVar<T, O> {
     /// Returns a reference to this CPU's copy.
     ///
-    /// The guard keeps the task on this CPU for as long as the reference lives. Interrupts on this
-    /// CPU can still use the same copy.
+    /// The guard keeps the task on this CPU as long as the reference exists. Interrupts on this CPU
+    /// can use the same copy at any time.
     ///
-    /// For a value with a lock in it, use [`get_cpu`](Self::get_cpu) of
+    /// If the value has a lock, use [`get_cpu`](Self::get_cpu) of
     /// [`CpuId::current`](crate::cpu::CpuId::current) instead: the lock protects the value even if
-    /// the task moves to another CPU. On PREEMPT_RT, a spinlock must not be taken with preemption
-    /// disabled.
+    /// the task is migrated to another CPU. On PREEMPT_RT, a spinlock must not be taken with
+    /// preemption disabled.
     ///
     /// # Context
     ///
@@ -153,7 +178,7 @@ impl<T: Sync, O: Offset> PerCpuVar<T, O> {
         let ptr = self.ptr.as_ptr().wrapping_byte_add(O::BYTES);
 
         // SAFETY: Preemption is disabled, so by the type invariant, this is this CPU's copy and a
-        // valid `T`. It is only shared, and `T` is `Sync`.
+        // valid `T`. Other code has only shared references to it, and `T` is `Sync`.
         unsafe { &*arch::this_cpu_ptr(ptr).cast() }
     }
 
@@ -165,8 +190,8 @@ impl<T: Sync, O: Offset> PerCpuVar<T, O> {
     ///
     /// # Examples
     ///
-    /// A value with a lock in it needs no guard. The task may move to another CPU while it has the
-    /// reference, and then uses the copy of the CPU that it came from.
+    /// A value with a lock needs no guard. If the task is migrated while it has the reference, it
+    /// continues to use the copy of the old CPU.
     ///
     /// ```
     /// use kernel::{cpu::CpuId, new_spinlock, percpu::PerCpu, prelude::*, sync::SpinLock};
@@ -184,14 +209,14 @@ impl<T: Sync, O: Offset> PerCpuVar<T, O> {
             return None;
         }
 
-        // SAFETY: `cpu` is possible, so by the type invariant this is a valid `T`. It is only
-        // shared, and `T` is `Sync`.
+        // SAFETY: `cpu` is possible, so by the type invariant, this is a valid `T`. Other code has
+        // only shared references to it, and `T` is `Sync`.
         Some(unsafe { self.copy_of(cpu).as_ref() })
     }
 
     /// Returns an iterator over the copies of all possible CPUs.
     ///
-    /// The copies are not a snapshot: other CPUs can change theirs during the iteration.
+    /// The iteration is not over a snapshot: other CPUs can change their copies during it.
     ///
     /// # Context
     ///
@@ -213,9 +238,9 @@ impl<T, O: Offset> fmt::Debug for PerCpuVar<T, O> {
 /// A part of a per-CPU variable, borrowed from it by [`PerCpuVar::project`] or
 /// [`PerCpuVar::element`].
 ///
-/// The methods are those of [`PerCpuVar`]. A reference that one of them returns is bounded by the
+/// A projection has the methods of [`PerCpuVar`]. A reference that one of them returns borrows the
 /// projection, so bind the projection to a variable first: `let hits = STATS.project(…);`, then
-/// `hits.get(&guard)`. The parts of a projection are bounded by the per-CPU variable.
+/// `hits.get(&guard)`. A projection of a projection borrows the per-CPU variable.
 #[must_use = "a projection does nothing by itself"]
 pub struct Projection<'a, T, O: Offset> {
     var: PerCpuVar<T, O>,
@@ -223,37 +248,46 @@ pub struct Projection<'a, T, O: Offset> {
 }
 
 impl<'a, T, O: Offset> Projection<'a, T, O> {
-    /// Makes a projection of the address from which `O` counts.
+    /// Creates a projection of the variable at `ptr` plus `O`.
     ///
     /// # Safety
     ///
-    /// The invariant of [`PerCpuVar`] must hold for `ptr` during `'a`.
+    /// The invariants of [`PerCpuVar`] must hold for `ptr` during `'a`.
     #[inline(always)]
     unsafe fn new(ptr: NonNull<c_void>) -> Self {
         Self {
-            // SAFETY: By the safety requirements of this function, the invariant holds for `ptr` as
+            // SAFETY: By the safety requirements of this function, the invariants hold for `ptr` as
             // long as this exists.
             var: unsafe { PerCpuVar::from_raw(ptr) },
             _borrow: PhantomData,
         }
     }
 
-    /// Returns a field, as [`PerCpuVar::project`] does, bounded by the variable.
+    /// Returns a field, as [`PerCpuVar::project`] does, which borrows the per-CPU variable.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[inline(always)]
     pub fn project<F, P: Offset>(&self, _field: Field<T, F, P>) -> Projection<'a, F, Plus<O, P>> {
         // SAFETY: By the type invariant of `Field`, there is a valid `F` at this offset in each
-        // `T`, during `'a` as the `T` is.
+        // `T`. Both are valid during `'a`.
         unsafe { Projection::new(self.var.ptr) }
     }
 }
 
 impl<'a, T, const N: usize, O: Offset> Projection<'a, [T; N], O> {
-    /// Returns the element at `index`, as [`PerCpuVar::element`] does, bounded by the variable.
+    /// Returns the element at `index`, as [`PerCpuVar::element`] does, which borrows the per-CPU
+    /// variable.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[inline(always)]
     pub fn element(&self, index: usize) -> Option<Projection<'a, T, O>> {
         let element = self.var.element(index)?.var.ptr;
 
-        // SAFETY: This is an element, which is valid during `'a` as the array is.
+        // SAFETY: The element is a part of the array, which is valid during `'a`.
         Some(unsafe { Projection::new(element) })
     }
 }
@@ -273,7 +307,7 @@ impl<T, O: Offset> fmt::Debug for Projection<'_, T, O> {
     }
 }
 
-/// A number of bytes that is known when the code is compiled.
+/// A number of bytes that is a constant.
 pub trait Offset: private::Sealed + 'static {
     #[doc(hidden)]
     const BYTES: usize;
@@ -304,10 +338,10 @@ mod private {
 ///
 /// # Invariants
 ///
-/// At the offset `O` in each `T` there is a field of the type `F`, which the code that made this
-/// can access.
-// Invariant in `T` and `F`: a field of another `T`, even of one with other lifetimes, is of another
-// type.
+/// Each `T` has a field of the type `F` at the offset `O`, which the code that made this can
+/// access.
+// The type is invariant in `T` and `F`, so a field of another `T`, even of one with other
+// lifetimes, has another type.
 pub struct Field<T, F, O> {
     _structure: PhantomData<fn(T) -> T>,
     _field: PhantomData<fn(F) -> F>,
@@ -315,7 +349,9 @@ pub struct Field<T, F, O> {
 }
 
 impl<T, F, O: Offset> Field<T, F, O> {
-    /// Used by [`percpu_field!`](crate::percpu_field). `field` says what the type of the field is.
+    /// Creates the description of a field, for [`percpu_field!`](crate::percpu_field).
+    ///
+    /// `field` returns the type of the field.
     ///
     /// # Safety
     ///
@@ -323,7 +359,8 @@ impl<T, F, O: Offset> Field<T, F, O> {
     #[doc(hidden)]
     #[inline(always)]
     pub const unsafe fn new(_field: fn(&T) -> PhantomData<F>) -> Self {
-        // INVARIANT: By the safety requirements of this function.
+        // INVARIANT: By the safety requirements of this function, `O` is the offset of a field of
+        // the type `F`, which the caller can access.
         Self {
             _structure: PhantomData,
             _field: PhantomData,
@@ -332,16 +369,16 @@ impl<T, F, O: Offset> Field<T, F, O> {
     }
 }
 
-/// Returns the type of what a reference points to.
+/// Returns the type that a reference points to.
 #[doc(hidden)]
 pub const fn type_of<F>(_: &F) -> PhantomData<F> {
     PhantomData
 }
 
-/// Names a field of a structure, for [`PerCpuVar::project`](crate::percpu::PerCpuVar::project).
+/// Describes a field of a structure for [`PerCpuVar::project`](crate::percpu::PerCpuVar::project).
 ///
-/// The first argument is the type of the structure, which must not be packed, and must have neither
-/// `_` nor a generic parameter of the function around the macro in it. A generic structure is
+/// The first argument is the type of the structure. The structure must not be packed. The type must
+/// not contain `_`, or a generic parameter of the function around the macro. A generic structure is
 /// written `Stats::<u64>`. The second argument is the name of the field, which must be visible to
 /// the caller.
 #[doc(alias = "offsetof")]
@@ -349,13 +386,13 @@ pub const fn type_of<F>(_: &F) -> PhantomData<F> {
 macro_rules! percpu_field {
     ($type:path, $field:tt $(,)?) => {{
         const OFFSET: usize = $crate::percpu::offset_of!($type, $field);
-        // Refuses `_` in the type, which could be inferred to be one type for the offset and
-        // another one below.
+        // This refuses `_` in the type. Otherwise `_` could be inferred as one type for the offset
+        // and as another type below.
         const _: fn(&$type) = |_| ();
 
-        // SAFETY: The pattern, which does not look through `Deref`, has the field whose offset this
-        // is. Its type is determined by itself, before the code around the macro can expect another
-        // one, which the reference could be coerced to.
+        // SAFETY: The pattern, which does not use `Deref`, names the field with the offset
+        // `OFFSET`. The type of the field is inferred from the pattern alone, before the code
+        // around the macro could expect another type that the reference could be coerced to.
         unsafe {
             $crate::percpu::Field::<_, _, $crate::percpu::At<OFFSET>>::new(|value @ _: &$type| {
                 let $type {
@@ -368,11 +405,11 @@ macro_rules! percpu_field {
     }};
 }
 
-/// What the copies of a static variable are initialised with.
+/// The initial value of the copies of a static variable.
 ///
 /// # Invariants
 ///
-/// The memory is in the section of the per-CPU variables. It is accessed by its copies alone.
+/// The memory is in the section of the per-CPU variables. Code accesses only its copies.
 #[doc(hidden)]
 #[repr(transparent)]
 pub struct Template<T>(UnsafeCell<T>);
@@ -381,7 +418,7 @@ pub struct Template<T>(UnsafeCell<T>);
 unsafe impl<T> Sync for Template<T> {}
 
 impl<T> Template<T> {
-    /// Used by [`define_per_cpu!`](crate::define_per_cpu).
+    /// Creates an initial value, for [`define_per_cpu!`](crate::define_per_cpu).
     #[doc(hidden)]
     pub const fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
@@ -389,13 +426,14 @@ impl<T> Template<T> {
 }
 
 impl<T: 'static> PerCpuVar<T> {
-    /// Used by [`define_per_cpu!`](crate::define_per_cpu) and
+    /// Creates a variable from its template, for [`define_per_cpu!`](crate::define_per_cpu) and
     /// [`declare_per_cpu!`](crate::declare_per_cpu).
     ///
     /// # Safety
     ///
-    /// `template` must be a static variable in the section of the per-CPU variables, whose copies
-    /// are valid and pinned as long as the calling module can run. Other code must only share them.
+    /// `template` must be a static variable in the section of the per-CPU variables. Its copies
+    /// must be valid and pinned as long as the calling module can run. Other code must have only
+    /// shared references to them.
     #[doc(hidden)]
     pub const unsafe fn from_template(template: *const Template<T>) -> Self {
         // `percpu_modalloc()` in kernel/module/main.c allocates nothing for a section that is
@@ -407,8 +445,9 @@ impl<T: 'static> PerCpuVar<T> {
             )
         };
 
-        // SAFETY: The address of a static variable is not null, and is its `__percpu` pointer. The
-        // rest is by the safety requirements of this function.
+        // SAFETY: The address of a static variable is not null, and is its `__percpu` pointer. By
+        // the safety requirements of this function, its copies are valid and pinned, and are only
+        // shared.
         unsafe { Self::from_raw(NonNull::new_unchecked(template.cast_mut().cast())) }
     }
 }
@@ -416,15 +455,15 @@ impl<T: 'static> PerCpuVar<T> {
 /// Defines static per-CPU variables.
 ///
 /// Each variable is a constant of the type [`PerCpuVar<T>`](crate::percpu::PerCpuVar). Its initial
-/// value must be a constant expression. Each possible CPU's copy begins as a bitwise copy of it,
-/// when the kernel boots or the module is loaded. Copies are never dropped. Unsafe code in the
-/// initial value must be sound for each copy.
+/// value must be a constant expression. When the kernel boots or the module is loaded, each
+/// possible CPU's copy is initialised as a bitwise copy of this value. The copies are never
+/// dropped. Unsafe code in the initial value must be sound for each copy.
 ///
-/// All loaded modules share 8 KiB for each CPU (`PERCPU_MODULE_RESERVE` in
-/// include/linux/percpu.h). If too little is left, inserting the module fails with `ENOMEM` and
-/// logs `Could not allocate … bytes percpu data`. Use [`PerCpu`](crate::percpu::PerCpu) for large
-/// variables, or if their number is known only at run time. Code that is built into the kernel has
-/// no such limit.
+/// All loaded modules share 8 KiB for each CPU (`PERCPU_MODULE_RESERVE` in include/linux/percpu.h).
+/// If there is too little left, loading the module fails with `ENOMEM` and logs
+/// `Could not allocate … bytes percpu data`. Use [`PerCpu`](crate::percpu::PerCpu) for large
+/// variables, and for variables whose number is known only at run time. Code that is built into the
+/// kernel has no such limit.
 ///
 /// # Examples
 ///
@@ -458,7 +497,8 @@ macro_rules! define_per_cpu {
             static TEMPLATE: $crate::percpu::Template<$type> =
                 $crate::percpu::Template::new($value);
 
-            // SAFETY: The variable is in that section. This macro alone has its name.
+            // SAFETY: The variable is in the section of the per-CPU variables, and only this macro
+            // has its name.
             unsafe { $crate::percpu::PerCpuVar::from_template(&raw const TEMPLATE) }
         };
     )*};
@@ -468,17 +508,17 @@ macro_rules! define_per_cpu {
 ///
 /// # Safety
 ///
-/// The macro takes `unsafe` before each variable, by which the author asserts:
+/// The macro takes `unsafe` before each variable. By writing it, the author asserts:
 ///
-/// - C defines a per-CPU variable with this symbol, whose type has the layout of the given type or
-///   begins with it, and whose copies are always valid values of it;
-/// - C does with the copies what a `&T` allows at the same time. For a
+/// - C defines a per-CPU variable with this symbol. The type of the variable has the layout of the
+///   given type or begins with it, and the copies are always valid values of the given type.
+/// - C accesses the copies only in ways that a `&T` allows at the same time. For a
 ///   [`Local`](crate::percpu::Local) these are the `this_cpu` operations, the `__this_cpu`
-///   operations with interrupts disabled, and reading. C must not write to the copy of another CPU;
-/// - any safe code that can name the variable may change it.
+///   operations with interrupts disabled, and reading. C must not write to the copy of another CPU.
+/// - Any safe code that can name the variable may change it.
 ///
-/// The symbol must not be `static` in C. If the kernel or another module defines it, it must be
-/// exported by `EXPORT_PER_CPU_SYMBOL()`. A structure must be `#[repr(C)]`.
+/// The symbol must not be `static` in C. If the kernel or another module defines it,
+/// `EXPORT_PER_CPU_SYMBOL()` must export it. A structure must be `#[repr(C)]`.
 ///
 /// # Examples
 ///
@@ -505,7 +545,8 @@ macro_rules! declare_per_cpu {
                 static TEMPLATE: $crate::percpu::Template<$type>;
             }
 
-            // SAFETY: By the assertion of the author.
+            // SAFETY: By writing `unsafe`, the author asserts that this is a per-CPU variable with
+            // valid copies, which are only shared.
             unsafe { $crate::percpu::PerCpuVar::from_template(&raw const TEMPLATE) }
         };
     )*};

@@ -2,19 +2,21 @@
 
 //! `preempt_disable()` and `preempt_enable()`, inlined into the caller on x86-64 and arm64.
 //!
-//! Other architectures and debugging configurations use the helpers in C.
+//! Other architectures and debugging configurations use the C helpers.
 
-/// Whether `preempt_disable()` counts and does nothing else.
+/// Whether `preempt_disable()` only changes the count.
 ///
-/// With the debugging options it does more, and a kernel that does not preempt need not count. Such
-/// kernels use the helpers.
+/// With the debugging options it does more, and a kernel without preemption need not count. Such
+/// kernels use the C helpers.
 const COUNTS: bool = cfg!(all(
     CONFIG_PREEMPTION,
     not(CONFIG_DEBUG_PREEMPT),
     not(CONFIG_TRACE_PREEMPT_TOGGLE)
 ));
 
-/// Disables preemption on this CPU. A compiler barrier follows.
+/// Disables preemption on this CPU.
+///
+/// A compiler barrier follows.
 #[inline(always)]
 pub(crate) fn preempt_disable() {
     if COUNTS {
@@ -24,14 +26,14 @@ pub(crate) fn preempt_disable() {
     }
 }
 
-/// Enables preemption after a compiler barrier, and lets another task run if one is due.
+/// Enables preemption after a compiler barrier, and lets another task run if one must.
 ///
 /// # Safety
 ///
 /// Must pair with a call of [`preempt_disable`] by the same task.
 #[inline(always)]
 pub(crate) unsafe fn preempt_enable() {
-    // SAFETY: By the safety requirements of this function, the task has disabled preemption.
+    // SAFETY: By the safety requirements of this function, this task has disabled preemption.
     unsafe {
         if COUNTS {
             imp::preempt_enable();
@@ -42,11 +44,12 @@ pub(crate) unsafe fn preempt_enable() {
 }
 
 /// Lets another task run, out of line.
-#[allow(dead_code)] // The helper `preempt_enable()` has it inside.
+#[allow(dead_code)] // The C helper `preempt_enable()` contains it.
 #[cold]
 #[inline(never)]
 fn preempt_schedule() {
-    // SAFETY: Can be called from any context; does nothing where the task must not be preempted.
+    // SAFETY: `__preempt_schedule()` can be called from any context. It does nothing where the task
+    // must not be preempted.
     unsafe { crate::bindings::__preempt_schedule() };
 }
 
@@ -57,8 +60,10 @@ mod imp {
     use crate::bindings::__preempt_count;
     use core::arch::asm;
 
-    /// Whether the count has 64 bits, as in newer kernels, or 32. The topmost bit is clear if the
-    /// task must be rescheduled, so a decrement to zero also says that it can be.
+    /// Whether the count has 64 bits, as in newer kernels, instead of 32.
+    ///
+    /// The topmost bit is clear if the task must be rescheduled. So if a decrement makes the whole
+    /// count zero, the task must be rescheduled and can be.
     const IS_WIDE: bool = size_of_pointee(&raw const __preempt_count) == 8;
 
     const _: () = assert!(IS_WIDE == cfg!(CONFIG_HAS_SEPARATE_PREEMPT_RESCHED_BITS));
@@ -71,7 +76,7 @@ mod imp {
     pub(super) fn preempt_disable() {
         // The compiler assumes that `asm!` accesses all memory, so this is also the `barrier()`.
         //
-        // SAFETY: Increments this CPU's copy of the count.
+        // SAFETY: The instruction only increments this CPU's copy of the count.
         unsafe {
             if IS_WIDE {
                 asm!("incq %gs:{}(%rip)", sym __preempt_count, options(att_syntax, nostack));
@@ -124,8 +129,8 @@ mod imp {
     fn current_thread_info() -> *mut thread_info {
         let current: *mut task_struct;
 
-        // SAFETY: The register has the address of the current task, and does not change while this
-        // task runs.
+        // SAFETY: The register contains the address of the current task, and does not change while
+        // this task runs.
         unsafe {
             asm!(
                 "mrs {}, sp_el0",
@@ -139,7 +144,7 @@ mod imp {
 
     #[inline(always)]
     fn barrier() {
-        // SAFETY: Does nothing. The compiler assumes that it accesses all memory.
+        // SAFETY: There is no instruction. The compiler assumes that `asm!` accesses all memory.
         unsafe { asm!("", options(nostack, preserves_flags)) };
     }
 
@@ -159,9 +164,9 @@ mod imp {
     #[inline(always)]
     pub(super) unsafe fn preempt_enable() {
         barrier();
-        // `preempt_count` is the count and, beside it, a word that is 0 if the task must be
-        // rescheduled. Only the count is written. Both are read after that, since an interrupt can
-        // clear the other word at any time.
+        // `preempt_count` consists of the count and of a word that is 0 if the task must be
+        // rescheduled. Only the count is written. Both are read after that, because an interrupt
+        // can clear the other word at any time.
         //
         // SAFETY: Only this task changes the count, and interrupts, which restore it.
         let is_due = unsafe {
@@ -179,13 +184,13 @@ mod imp {
 #[cfg(not(any(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)), CONFIG_ARM64)))]
 use helper as imp;
 
-/// The helpers in C.
+/// The C helpers.
 mod helper {
     use crate::bindings;
 
     #[inline]
     pub(super) fn preempt_disable() {
-        // SAFETY: Can be called from any context.
+        // SAFETY: `preempt_disable()` can be called from any context.
         unsafe { bindings::preempt_disable() };
     }
 
@@ -194,7 +199,7 @@ mod helper {
     /// Must pair with a call of [`preempt_disable`] by the same task.
     #[inline]
     pub(super) unsafe fn preempt_enable() {
-        // SAFETY: By the safety requirements of this function, the task has disabled preemption.
+        // SAFETY: By the safety requirements of this function, this task has disabled preemption.
         unsafe { bindings::preempt_enable() };
     }
 }

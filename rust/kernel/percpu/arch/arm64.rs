@@ -2,12 +2,12 @@
 
 //! The `this_cpu` operations of arm64.
 //!
-//! The CPU's offset is in a register, so preemption is disabled from reading that until the copy is
-//! changed, except in `add_on_cpu()` and the like, which may change another CPU's copy. As in C,
-//! the kernel patches each operation for the CPUs that it runs on: the offset is in `tpidr_el2`
-//! where the kernel is also the hypervisor, and one LSE instruction replaces the branch to a loop
-//! with exclusive loads and stores. Either of them is atomic with respect to interrupts, and to
-//! other CPUs.
+//! The CPU's offset is in a register. Preemption is disabled from reading the offset until the copy
+//! is changed, except in `add_on_cpu()`, `inc_on_cpu()` and `dec_on_cpu()`, which may change
+//! another CPU's copy. As in C, the kernel patches each operation for the CPUs that it runs on. If
+//! the kernel is also the hypervisor, the offset is in `tpidr_el2`. With LSE, one instruction
+//! replaces the branch to a loop of exclusive loads and stores. The instruction and the loop are
+//! atomic with respect to interrupts and to other CPUs.
 //!
 //! C source: [`arch/arm64/include/asm/percpu.h`](srctree/arch/arm64/include/asm/percpu.h)
 
@@ -25,8 +25,10 @@ use core::arch::asm;
 
 pub(crate) use super::offset::per_cpu_ptr;
 
-/// The instruction `$old`, which the kernel replaces by `$new` on CPUs with the capability `$cap`.
-/// The instructions `$fallback` are out of line, for `$old` to branch to.
+/// Emits the instruction `$old`, which the kernel replaces by `$new` on CPUs with the capability
+/// `$cap`.
+///
+/// The instructions `$fallback` are out of line, and `$old` can branch to them.
 ///
 /// C macro: `ALTERNATIVE()` in arch/arm64/include/asm/alternative-macros.h
 macro_rules! alternative_asm {
@@ -55,8 +57,9 @@ macro_rules! alternative_asm {
     };
 }
 
-/// The LSE instruction `$lse`, or on CPUs that lack LSE, the loop `$exclusive`, which begins at the
-/// label `2` and ends by falling through.
+/// Emits the LSE instruction `$lse`, or on CPUs without LSE, the loop `$exclusive`.
+///
+/// The loop begins at the label `2` and ends by falling through.
 macro_rules! lse_asm {
     ($lse:expr, [$($exclusive:expr),* $(,)?], $($operand:tt)*) => {
         alternative_asm!(
@@ -71,7 +74,7 @@ macro_rules! lse_asm {
     };
 }
 
-/// Returns the address of this CPU's copy of what `ptr` is the `__percpu` pointer of.
+/// Returns the address of this CPU's copy, for a `__percpu` pointer.
 ///
 /// # Safety
 ///
@@ -80,8 +83,8 @@ macro_rules! lse_asm {
 pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     let offset: usize;
 
-    // SAFETY: Reads the register that has this CPU's offset. The compiler does not move this out of
-    // the region in which preemption is disabled, since it is not `pure`.
+    // SAFETY: The instruction only reads the register with this CPU's offset. Since it is not
+    // `pure`, the compiler does not move it out of the region in which preemption is disabled.
     unsafe {
         alternative_asm!(
             "mrs {offset}, tpidr_el1",
@@ -95,18 +98,19 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     copy_at(ptr, offset)
 }
 
-/// Returns the address of this CPU's copy of what is at the offset `O` of `ptr`.
+/// Returns the address of this CPU's copy of the value at the offset `O` from `ptr`.
 ///
 /// # Safety
 ///
 /// Preemption must be disabled, or the caller must be able to use any CPU's copy.
 #[inline(always)]
 unsafe fn copy_of<T, O: Offset>(ptr: *mut T) -> *mut T {
-    // SAFETY: By the safety requirements of this function, it is this CPU's copy, or any will do.
+    // SAFETY: By the safety requirements of this function, preemption is disabled, or the caller
+    // can use any CPU's copy.
     unsafe { this_cpu_ptr(ptr.wrapping_byte_add(O::BYTES).cast()) }.cast()
 }
 
-/// Changes the copy by the instruction `$lse`, or `$op` in a loop.
+/// Changes the copy by the instruction `$lse`, or by `$op` in a loop.
 macro_rules! change {
     ($suffix:literal $modifier:literal, $op:literal, $lse:literal, $copy:expr, $value:expr) => {
         lse_asm!(
@@ -136,7 +140,7 @@ macro_rules! impl_this_cpu {
             unsafe fn read<O: Offset>(ptr: *mut Self) -> Self {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { copy_of::<_, O>(ptr).read_volatile() }
             }
@@ -145,7 +149,7 @@ macro_rules! impl_this_cpu {
             unsafe fn write<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { copy_of::<_, O>(ptr).write_volatile(value) };
             }
@@ -154,39 +158,40 @@ macro_rules! impl_this_cpu {
             unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { Self::add_on_cpu::<O>(ptr, value) };
             }
 
             #[inline(always)]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, 1) };
             }
 
             #[inline(always)]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, Self::MAX) };
             }
 
             #[inline(always)]
             unsafe fn add_on_cpu<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`. Both
-                // forms of the change are atomic for all CPUs, so any copy will do.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy. Both
+                // forms of the change are atomic for all CPUs, so the copy of any CPU can be
+                // changed.
                 unsafe { change!($suffix $modifier, "add", "ldadd", copy_of::<_, O>(ptr), value) };
             }
 
             #[inline(always)]
             unsafe fn inc_on_cpu<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add_on_cpu::<O>(ptr, 1) };
             }
 
             #[inline(always)]
             unsafe fn dec_on_cpu<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add_on_cpu::<O>(ptr, Self::MAX) };
             }
 
@@ -194,7 +199,7 @@ macro_rules! impl_this_cpu {
             unsafe fn and<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { change!($suffix $modifier, "bic", "ldclr", copy_of::<_, O>(ptr), !value) };
             }
@@ -203,7 +208,7 @@ macro_rules! impl_this_cpu {
             unsafe fn or<O: Offset>(ptr: *mut Self, value: Self) {
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe { change!($suffix $modifier, "orr", "ldset", copy_of::<_, O>(ptr), value) };
             }
@@ -213,7 +218,7 @@ macro_rules! impl_this_cpu {
                 let old: Self;
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe {
                     lse_asm!(
@@ -241,7 +246,7 @@ macro_rules! impl_this_cpu {
                 let old;
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe {
                     lse_asm!(
@@ -266,12 +271,12 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn cmpxchg<O: Offset>(ptr: *mut Self, old: Self, new: Self) -> Self {
-                // The expected value first, then the one that is found. A load clears the upper
-                // bits of the register, as the conversion does.
+                // This is the expected value first, and then the value that is found. A load clears
+                // the upper bits of the register, as the conversion does.
                 let mut value = u64::from(old);
                 let _guard = PreemptGuard::nested();
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 // Preemption is disabled.
                 unsafe {
                     lse_asm!(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `this_cpu` operations by the helpers in C.
+//! The `this_cpu` operations by C helpers.
 
 use super::{
     Offset,
@@ -11,7 +11,7 @@ use crate::{
     prelude::*, //
 };
 
-/// Returns the address of `cpu`'s copy of what `ptr` is the `__percpu` pointer of.
+/// Returns the address of `cpu`'s copy, for a `__percpu` pointer.
 ///
 /// # Safety
 ///
@@ -22,7 +22,7 @@ pub(crate) unsafe fn per_cpu_ptr(ptr: *mut c_void, cpu: c_uint) -> *mut c_void {
     unsafe { bindings::per_cpu_ptr(ptr, cpu) }
 }
 
-/// Returns the address of this CPU's copy of what `ptr` is the `__percpu` pointer of.
+/// Returns the address of this CPU's copy, for a `__percpu` pointer.
 ///
 /// # Safety
 ///
@@ -33,20 +33,21 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     unsafe { bindings::this_cpu_ptr(ptr) }
 }
 
-/// Implements [`ThisCpu`] by the helpers for `$int`. Each operation has the safety requirements of
-/// the trait.
+/// Implements [`ThisCpu`] for `$int` by the C helpers.
+///
+/// The requirements of each operation are those of [`ThisCpu`].
 macro_rules! impl_this_cpu {
     ($($int:ident)*) => { $crate::macros::paste! { $(
         impl ThisCpu for $int {
             #[inline]
             unsafe fn read<O: Offset>(ptr: *mut Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_read_ $int>](ptr.wrapping_byte_add(O::BYTES)) }
             }
 
             #[inline]
             unsafe fn write<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_write_ $int>](ptr.wrapping_byte_add(O::BYTES), value)
                 }
@@ -54,37 +55,37 @@ macro_rules! impl_this_cpu {
 
             #[inline]
             unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_add_ $int>](ptr.wrapping_byte_add(O::BYTES), value) }
             }
 
             #[inline]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, 1) }
             }
 
             #[inline]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { Self::add::<O>(ptr, Self::MAX) }
             }
 
             #[inline]
             unsafe fn and<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_and_ $int>](ptr.wrapping_byte_add(O::BYTES), value) }
             }
 
             #[inline]
             unsafe fn or<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe { bindings::[<this_cpu_or_ $int>](ptr.wrapping_byte_add(O::BYTES), value) }
             }
 
             #[inline]
             unsafe fn add_return<O: Offset>(ptr: *mut Self, value: Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_add_return_ $int>](ptr.wrapping_byte_add(O::BYTES), value)
                 }
@@ -92,7 +93,7 @@ macro_rules! impl_this_cpu {
 
             #[inline]
             unsafe fn xchg<O: Offset>(ptr: *mut Self, value: Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_xchg_ $int>](ptr.wrapping_byte_add(O::BYTES), value)
                 }
@@ -100,7 +101,7 @@ macro_rules! impl_this_cpu {
 
             #[inline]
             unsafe fn cmpxchg<O: Offset>(ptr: *mut Self, old: Self, new: Self) -> Self {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     bindings::[<this_cpu_cmpxchg_ $int>](ptr.wrapping_byte_add(O::BYTES), old, new)
                 }

@@ -3,8 +3,9 @@
 //! The `this_cpu` operations of x86-64.
 //!
 //! A `__percpu` pointer is relative to the base of the segment `gs`, so one instruction changes the
-//! copy, and an interrupt comes before or after it. `xchg` reads the copy first, and again if an
-//! interrupt has changed it. No instruction has a `lock` prefix, which only other CPUs would need.
+//! copy, and an interrupt comes before or after the instruction. `xchg` reads the copy first, and
+//! again if an interrupt has changed it. No instruction has a `lock` prefix, because only other
+//! CPUs would need it.
 //!
 //! C source: [`arch/x86/include/asm/percpu.h`](srctree/arch/x86/include/asm/percpu.h)
 
@@ -21,7 +22,7 @@ use core::arch::asm;
 
 pub(crate) use super::offset::per_cpu_ptr;
 
-/// Returns the address of this CPU's copy of what `ptr` is the `__percpu` pointer of.
+/// Returns the address of this CPU's copy, for a `__percpu` pointer.
 ///
 /// # Safety
 ///
@@ -30,7 +31,7 @@ pub(crate) use super::offset::per_cpu_ptr;
 pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     let offset: usize;
 
-    // SAFETY: `this_cpu_off` is a per-CPU variable of the kernel, and has this CPU's offset.
+    // SAFETY: `this_cpu_off` is a per-CPU variable of the kernel, which contains this CPU's offset.
     unsafe {
         asm!(
             "movq %gs:{}(%rip), {}",
@@ -42,7 +43,7 @@ pub(crate) unsafe fn this_cpu_ptr(ptr: *mut c_void) -> *mut c_void {
     copy_at(ptr, offset)
 }
 
-/// Does the instruction `$op` with this CPU's copy, which `{copy}` stands for.
+/// Emits the instruction `$op` on this CPU's copy, which `{copy}` stands for.
 macro_rules! this_cpu_asm {
     ($ptr:ident + $offset:ident, $(($($op:tt)*)),*; $($operand:tt)*) => {
         asm!(
@@ -70,7 +71,7 @@ macro_rules! impl_this_cpu {
             unsafe fn read<O: Offset>(ptr: *mut Self) -> Self {
                 let value;
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("mov" $suffix copy ", {value" $modifier "}");
@@ -83,7 +84,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn write<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("mov" $suffix " {value" $modifier "}," copy);
@@ -95,7 +96,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn add<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("add" $suffix " {value" $modifier "}," copy);
@@ -107,7 +108,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn inc<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(ptr + O, ("inc" $suffix copy); options(att_syntax, nostack))
                 };
@@ -115,7 +116,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn dec<O: Offset>(ptr: *mut Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(ptr + O, ("dec" $suffix copy); options(att_syntax, nostack))
                 };
@@ -123,7 +124,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn and<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("and" $suffix " {value" $modifier "}," copy);
@@ -135,7 +136,7 @@ macro_rules! impl_this_cpu {
 
             #[inline(always)]
             unsafe fn or<O: Offset>(ptr: *mut Self, value: Self) {
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("or" $suffix " {value" $modifier "}," copy);
@@ -149,7 +150,7 @@ macro_rules! impl_this_cpu {
             unsafe fn add_return<O: Offset>(ptr: *mut Self, value: Self) -> Self {
                 let old: Self;
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("xadd" $suffix " {value" $modifier "}," copy);
@@ -164,9 +165,10 @@ macro_rules! impl_this_cpu {
             unsafe fn xchg<O: Offset>(ptr: *mut Self, value: Self) -> Self {
                 let old;
 
-                // `xchg` would lock the bus. As in C, a loop that an interrupt can make run again.
+                // The instruction `xchg` would lock the bus. As in C, this is a loop, which runs
+                // again if an interrupt has changed the copy.
                 //
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O,
@@ -185,7 +187,7 @@ macro_rules! impl_this_cpu {
             unsafe fn cmpxchg<O: Offset>(ptr: *mut Self, old: Self, new: Self) -> Self {
                 let found;
 
-                // SAFETY: By the safety requirements of the trait, there is a copy at `ptr`.
+                // SAFETY: By the requirements of `ThisCpu`, `ptr` plus `O` is that of a copy.
                 unsafe {
                     this_cpu_asm!(
                         ptr + O, ("cmpxchg" $suffix " {new" $modifier "}," copy);

@@ -1,32 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The count itself, without the type of what it counts.
+//! The reference count, independent of the type of the object.
 //!
-//! In *per-CPU mode* a get adds one to this CPU's counter and a put subtracts one. A single counter
-//! may go below zero and wrap, because a reference that was got on one CPU may be put on another.
-//! Only the sum of all counters modulo 2^64 means anything, and no get or put computes it, so none
-//! would see it fall to zero. It cannot fall to zero: only [`Count::kill`] puts the *initial
-//! reference*.
+//! In *per-CPU mode* a get adds one to the local CPU's counter, and a put subtracts one from it. A
+//! single counter may wrap below zero, because a reference that was got on one CPU may be put on
+//! another CPU. Only the sum of all counters modulo 2^64 is meaningful. No get or put computes the
+//! sum, so none of them could see it reach zero. The sum does not reach zero, because only
+//! [`Count::kill`] puts the *initial reference*.
 //!
-//! In *atomic mode* all use one atomic variable. Setting a flag in the word where every get and put
-//! finds the address of the counters begins the switch to it. Some CPUs may not have seen the flag
-//! yet. After a grace period they all have, the per-CPU counters are at rest, and the RCU callback
-//! adds them to the atomic. Until it does, gets and puts have been counted here and there, and the
-//! atomic alone might pass zero at any time; [`BIAS`] keeps it away from there.
+//! In *atomic mode* all CPUs count in one atomic variable. A switch to atomic mode sets a flag in
+//! the word in which each get and put finds the address of the counters. Some CPUs may not see the
+//! flag at first. After a grace period all CPUs see it, so no CPU changes the counters any more,
+//! and the RCU callback adds them to the atomic. Until then, gets and puts are counted both in the
+//! counters and in the atomic, so the atomic alone could reach zero at any time. [`BIAS`] keeps it
+//! away from zero.
 //!
-//! The bias does a second thing. It stays in until the reference is dying *and* the counters are
-//! added, and [`Count::try_get_live`] succeeds in atomic mode as long as it finds it. Taking it out
-//! is therefore one atomic operation after which no such call succeeds: the reference is *closed*,
-//! and the count can fall to zero. [`Count::resurrect`] puts the bias in again.
+//! The bias has a second purpose. It stays in the atomic until the reference is dying *and* the
+//! counters are added, and [`Count::try_get_live`] succeeds in atomic mode only while the bias is
+//! in. So one atomic operation, which removes the bias, makes all later calls fail: the reference
+//! is *closed*, and the count can reach zero. [`Count::resurrect`] adds the bias again.
 //!
-//! How the modes follow each other is in `switch.rs`, the arithmetic of the atomic in `value.rs`.
+//! `switch.rs` has the order of the modes, and `value.rs` the arithmetic of the atomic.
 //!
-//! # Functions that may end the object
+//! # Functions that may free the object
 //!
-//! They take a pointer and not `&self`. As soon as such a function has put its reference, another
-//! CPU may free the object, while a reference in an argument promises that the object outlives the
-//! call. A reference to a field that is an atomic promises no such thing, so these are used
-//! ([`Count::word_of`] and the like).
+//! These functions take a pointer instead of `&self`. As soon as such a function has put its
+//! reference, another CPU may free the object, but a reference in an argument promises that the
+//! object outlives the call. A reference to an atomic field makes no such promise, so these
+//! functions use such references ([`Count::word_of`] and others).
 //!
 //! C source: [`lib/percpu-refcount.c`](srctree/lib/percpu-refcount.c)
 
@@ -102,128 +103,141 @@ use core::{
     },
 };
 
-/// In [`Count::state`]: one life that has not ended, or one thread that must keep the memory for a
+/// In [`Count::state`]: one life that has not ended, or one thread that keeps the memory for a
 /// moment.
 ///
-/// All lives but the current one are inside their release on some stack, and each thread that
-/// revives has one more. There are at most 2^22 threads (`PID_MAX_LIMIT`), and a release that
-/// revives and kills again nests on its own stack only a few times. If releases never return, a
-/// carry goes to the freezers, which keep the memory, too.
+/// The number of lives cannot overflow. Each life except the current one is inside its release on
+/// some stack, and each thread that begins another life has one more. There are at most 2^22
+/// threads (`PID_MAX_LIMIT`), and a release that resurrects and kills its object nests only a few
+/// times on one stack. If the number did overflow, the carry would go to the freezers, which keep
+/// the memory as well.
 pub(super) const LIFE: u64 = 1 << 0;
 /// In [`Count::state`]: the number of lives.
 pub(super) const LIVES_MASK: u64 = (1 << 24) - LIFE;
 /// In [`Count::state`]: one [`Frozen`](super::Frozen), or one call of `freeze()` that waits.
 pub(super) const FREEZER: u64 = 1 << 24;
-/// In [`Count::state`]: the number of freezers. If it is full, it stays so, and the object stays
-/// frozen.
+/// In [`Count::state`]: the number of freezers.
+///
+/// The largest number is never changed again, so the object stays frozen.
 pub(super) const FREEZERS_MASK: u64 = (1 << 48) - FREEZER;
 /// In [`Count::state`]: the owner has its [`PercpuRef`](super::PercpuRef).
 const HANDLE: u64 = 1 << 48;
-/// In [`Count::state`]: whatever keeps the memory of the object.
+/// In [`Count::state`]: the holds, each of which keeps the memory of the object.
 const HOLDS_MASK: u64 = LIVES_MASK | FREEZERS_MASK | HANDLE;
-/// In [`Count::state`]: the object may live more than once, and stays as long as there are holds.
+/// In [`Count::state`]: the object can have more than one life, and is not dropped while there are
+/// holds.
 pub(super) const REINIT: u64 = 1 << 49;
-/// In [`Count::state`]: the object outlived its module and must stay in memory.
+/// In [`Count::state`]: the object outlived its module, so its memory must not be freed.
 const LEAKED: u64 = 1 << 50;
 /// In [`Count::state`]: RCU readers may find the object.
 const PUBLISHED: u64 = 1 << 51;
-/// In [`Count::state`]: the owner killed the reference, and did not resurrect it since.
+/// In [`Count::state`]: the owner killed the reference and has not resurrected it since.
 pub(super) const KILLED: u64 = 1 << 52;
-/// In [`Count::state`]: the confirmation of the kill is to be called.
+/// In [`Count::state`]: the confirmation of the kill is not called yet.
 pub(super) const CONFIRM: u64 = 1 << 53;
-/// In [`Count::state`]: the confirmation of the switch is to be called.
+/// In [`Count::state`]: the confirmation of the switch is not called yet.
 pub(super) const NOTIFY: u64 = 1 << 54;
 
 /// In [`Count::state`]: a thread has killed the reference, and has not set [`DEAD`] yet.
 pub(super) const KILLING: u64 = 1 << 55;
-/// In [`Count::state`]: a thread revives the reference, and has not cleared [`DEAD`] yet.
+/// In [`Count::state`]: a thread begins another life, and has not cleared [`DEAD`] yet.
 pub(super) const REVIVING: u64 = 1 << 56;
 
-/// In [`Count::state`]: gets and puts are in [`Section::Tasks`], so RCU Tasks must be waited for.
+/// In [`Count::state`]: gets and puts are in [`Section::Tasks`], so switches wait for RCU Tasks.
 pub(super) const TASKS: u64 = 1 << 57;
 
-/// Returns whether a reference with this state must be dead. [`DEAD`] follows it.
+/// Returns whether a reference with this state must be dying.
+///
+/// [`DEAD`] in the word follows the state.
 pub(super) const fn is_dead(state: u64) -> bool {
     state & (KILLED | FREEZERS_MASK) != 0
 }
 
-/// How a count begins.
+/// The mode and the state that a count begins in.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Start {
-    /// In per-CPU mode, to live once.
+    /// Live in per-CPU mode, with one life.
     Once,
-    /// In per-CPU mode, to live once, with gets and puts in [`Section::Tasks`].
+    /// Live in per-CPU mode, with one life, and with gets and puts in [`Section::Tasks`].
     OnceTasks,
-    /// In per-CPU mode.
+    /// Live in per-CPU mode, with any number of lives.
     Reinit,
-    /// In atomic mode.
+    /// Live in atomic mode, with any number of lives.
     Atomic,
-    /// Dead, with a count of zero.
+    /// Zero, with any number of lives.
     Dead,
 }
 
 /// A reference count at the beginning of a heap-allocated object.
 ///
-/// A *life* of the object goes through these states. All but the first and the last are repeated
-/// by switching modes and by resurrection, if the count was made for that:
+/// The states are those of the [module documentation](super#states):
 ///
-/// - *unshared*, from [`Count::new`] on: one owner, which may drop it;
+/// - *unshared*, from [`Count::new`] on: only the owner has the object;
 /// - *live*, in per-CPU mode or in atomic mode;
 /// - *dying*, from [`Count::kill`] or [`Count::freeze`] on: [`DEAD`] is set;
-/// - *closed*: the counters are added to the atomic and the bias is out. The thread or callback
-///   that closed it goes on to put the initial reference;
-/// - *zero*: there are no references. The object is then *released*: it is told so.
+/// - *closed*: the counters are added to the atomic and the bias is removed. The thread or the RCU
+///   callback that closed the reference then puts the initial reference;
+/// - *zero*: there are no references, and the object is released.
 ///
 /// # Invariants
 ///
-/// - Until the callback of the one life that it has, or else until the object is dropped, `word`
-///   without its flags is the `PerCpu<Local<u64>>` that the count owns. Without flags
-///   all CPUs may change the counters, in a [`Section`] in which they found the word so: a
-///   `Section::Tasks` if the count is [`TASKS`], and else a `Section::Preempt`. In atomic mode
-///   without [`BUSY`] the counters are zero, unless the object lives once.
-/// - The counters' sum plus `atomic`, modulo 2^64, is the number of references, plus [`BIAS`]
-///   until the reference is closed; or `atomic` is [`SATURATED`]. The initial reference is one of
-///   them until it is closed, and then [`INITIAL`](value::INITIAL), until the one that closed it
-///   puts it.
-/// - [`DEAD`] is set in each life once, by the thread that owns the initial reference from then on,
-///   and passes it to the one that closes the reference.
+/// - `word` without its flags is the `PerCpu<Local<u64>>` that the count owns: in an object that
+///   lives once, until the RCU callback of its kill; otherwise, until the object is dropped. While
+///   no flag is set, any CPU may change the counters in a [`Section`] in which it has found no flag
+///   in the word. The section is a `Section::Tasks` if the count is [`TASKS`], and a
+///   `Section::Preempt` if it is not. In atomic mode without [`BUSY`] the counters are zero, unless
+///   the object lives once.
+/// - Either `atomic` is [`SATURATED`], or the sum of the counters and `atomic`, modulo 2^64, is the
+///   number of references, plus [`BIAS`] until the reference is closed. The initial reference
+///   counts as one reference until the reference is closed, and then as [`INITIAL`](value::INITIAL)
+///   until it is put.
+/// - [`DEAD`] is set once in each life. The thread that sets it then owns the initial reference,
+///   and passes it to the thread or RCU callback that closes the reference.
 /// - `class` counts this object until the object is dropped.
-/// - The memory that the count is in came from `kmalloc()`. It is freed when the last of
-///   [`HOLDS_MASK`] is gone, after a grace period if it is [`PUBLISHED`] or [`REINIT`] and on
-///   PREEMPT_RT, and not if it is [`LEAKED`]. If it is [`PUBLISHED`] and [`TASKS`], that is one of
-///   RCU Tasks and one of RCU.
-/// - `rcu` is used by the owner of [`BUSY`], or by the killer of an object that lives once, and
-///   when there are no holds, by the thread that dropped the last. `link` is used by the thread
-///   that ended the life of an object that lives once.
+/// - The memory of the count came from `kmalloc()`. It is freed when the last hold of
+///   [`HOLDS_MASK`] is dropped, but is not freed if it is [`LEAKED`]. It is freed after a grace
+///   period if it is [`PUBLISHED`] or [`REINIT`], on PREEMPT_RT, and with
+///   `CONFIG_RUST_PERCPU_REF_DEBUG`. If it is [`PUBLISHED`] and [`TASKS`], there is a grace period
+///   of RCU Tasks and then one of RCU.
+/// - `rcu` is used by the owner of [`BUSY`], or by the killer of an object that lives once. When
+///   there are no holds, it is used by the thread that dropped the last hold. `link` is used by the
+///   thread that ended the life of an object that lives once.
 pub(super) struct Count {
     /// The address of the per-CPU counters, and flags.
     pub(super) word: Atomic<Word>,
+    /// The references that are counted in atomic mode, with [`BIAS`]: see `value.rs`.
     pub(super) atomic: Atomic<u64>,
+    /// The class of the object, which has the functions of its type.
     pub(super) class: &'static Class,
+    /// The holds, and what was asked for.
     pub(super) state: Atomic<u64>,
-    /// How a killer and the RCU callback that completes a switch agree on which of them closes.
+    /// Decides whether a killer or the RCU callback that completes a switch closes the reference.
     pub(super) handover: Atomic<u32>,
-    /// When this life was killed: seconds of the monotonic clock. For messages.
+    /// The time at which this life was killed, in seconds of the monotonic clock.
+    ///
+    /// It is used in messages only.
     pub(super) killed_at: Atomic<u32>,
+    /// The head that the count waits for a grace period by.
     pub(super) rcu: RcuHead,
+    /// The link that a release waits for a thread by.
     link: Link,
-    /// The holder that stands for the object, from the moment that it is shared.
+    /// The holder that records the object itself, from the moment that the object is shared.
     pub(super) holder: UnsafeCell<holder::Holder>,
 }
 
-// No more than C's `percpu_ref` and `percpu_ref_data` take together on 64-bit machines, and as much
-// on each CPU.
+// This is no more than C's `percpu_ref` and `percpu_ref_data` take together on 64-bit machines, and
+// the same on each CPU.
 const _: () = assert!(cfg!(CONFIG_RUST_PERCPU_REF_DEBUG) || size_of::<Count>() <= 72);
 const _: () = assert!(size_of::<Local<u64>>() == 8);
 
-// SAFETY: The fields are atomic, or by the type invariants used by one thread at a time.
+// SAFETY: The fields are atomic, or by the type invariants, are used by one thread at a time.
 unsafe impl Send for Count {}
 
-// SAFETY: The fields are atomic, or by the type invariants used by one thread at a time.
+// SAFETY: The fields are atomic, or by the type invariants, are used by one thread at a time.
 unsafe impl Sync for Count {}
 
 impl Count {
-    /// Makes a count for an object with the operations `ops`, in place.
+    /// Initialises the count of an object with the operations `ops`.
     ///
     /// Fails with `ENOMEM`, and as [`Class::get`] does.
     pub(super) fn new(ops: &'static Ops, start: Start, gfp: Flags) -> impl Init<Self, Error> {
@@ -243,8 +257,9 @@ impl Count {
                 killed_at = seconds();
             }
 
-            // INVARIANT: The counters are zero. There is the initial reference, or the reference is
-            // closed and there is none. The holds are one life, if there is one, and the handle.
+            // INVARIANT: The counters are zero. Either there is one reference, the initial
+            // reference, or the reference is closed and there are none. The holds are the handle,
+            // and the first life if it has begun.
             let count = Self {
                 word: Atomic::new(Word::new(counters.into_raw(), flags)),
                 atomic: Atomic::new(atomic),
@@ -260,7 +275,7 @@ impl Count {
             unsafe { slot.write(count) };
             Ok(())
         };
-        // SAFETY: The closure makes all of the count, or fails and makes nothing.
+        // SAFETY: The closure initialises the whole count, or fails and initialises nothing.
         unsafe { pin_init::init_from_closure(init) }
     }
 
@@ -268,21 +283,23 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// `word` must have come from [`Count::word`], and for as long as the returned value is used,
-    /// either
-    /// - no other thread must have the count, or
-    /// - `word` must have no flag, and the caller must be in the [`Section`] that it was read in,
-    ///   or
-    /// - the caller must be the callback.
+    /// `word` must have come from [`Count::word`]. As long as the returned value is used, one of
+    /// these must hold:
+    ///
+    /// - no other thread has the count, or
+    /// - `word` has no flag, and the caller is in the [`Section`] in which it has read `word`, or
+    /// - the caller is the RCU callback.
     #[inline]
     pub(super) unsafe fn counters(word: Word) -> ManuallyDrop<PerCpu<Local<u64>>> {
-        // SAFETY: By the type invariant, this is what `into_raw()` returned in `new()`. The
-        // counters are freed after the grace period that follows a flag and waits for the sections,
-        // or when no other thread has the count.
+        // SAFETY: By the type invariant, `word.counters()` is what `into_raw()` returned in
+        // `new()`. The counters are freed after a grace period that follows the setting of a flag
+        // and waits for the sections, or when no other thread has the count.
         ManuallyDrop::new(unsafe { PerCpu::from_raw(word.counters()) })
     }
 
-    /// Returns the word of a count, which may be freed before the reference is dropped.
+    /// Returns the word of a count.
+    ///
+    /// The count may be freed before the returned reference goes out of scope.
     ///
     /// # Safety
     ///
@@ -293,7 +310,9 @@ impl Count {
         unsafe { &(*this.as_ptr()).word }
     }
 
-    /// Returns the atomic of a count, which may be freed before the reference is dropped.
+    /// Returns the atomic of a count.
+    ///
+    /// The count may be freed before the returned reference goes out of scope.
     ///
     /// # Safety
     ///
@@ -304,7 +323,9 @@ impl Count {
         unsafe { &(*this.as_ptr()).atomic }
     }
 
-    /// Returns the state of a count, which may be freed before the reference is dropped.
+    /// Returns the state of a count.
+    ///
+    /// The count may be freed before the returned reference goes out of scope.
     ///
     /// # Safety
     ///
@@ -324,10 +345,9 @@ impl Count {
         unsafe { (*this.as_ptr()).class }
     }
 
-    /// Applies `local` to the counters and returns `true` in per-CPU mode. Returns `false` in
-    /// atomic mode.
+    /// Applies `local` to the counters in per-CPU mode, and returns whether it did.
     ///
-    /// The count may be gone when this returns: the section has ended.
+    /// The section has ended when this returns, so the count may have been freed.
     #[inline(always)]
     fn if_percpu(
         word: &Atomic<Word>,
@@ -339,13 +359,14 @@ impl Count {
         }
         let section = Section::enter(tasks);
 
-        // `Relaxed`: the counters are zero before the word has no flag, and their address depends
-        // on it: see `switch_to_percpu()` (litmus: counters-are-zero). A CPU or task that does not
-        // see a flag yet is inside the section entered above, so the grace period that starts after
-        // the flag was set waits for it (litmus: put-before-callback).
+        // `Relaxed` is enough. The counters are zeroed before the flags are cleared, and the
+        // address dependency on `word` orders our accesses after that: see `switch_to_percpu()`
+        // (litmus: counters-are-zero). A CPU or task that does not see a flag yet is inside the
+        // section entered above, so the grace period that starts after the flag was set waits for
+        // it (litmus: put-before-callback).
         let word = read_once(word);
         if word.is_percpu() {
-            // SAFETY: No flag is set, and we are in the section.
+            // SAFETY: `word` has no flag, and we are in the section in which it was read.
             local(&*unsafe { Self::counters(word) });
             drop(section);
             true
@@ -355,7 +376,9 @@ impl Count {
         }
     }
 
-    /// Adds `n` references. The caller must hold a reference until this returns.
+    /// Adds `n` references.
+    ///
+    /// The caller must hold a reference until this returns.
     #[inline(always)]
     pub(super) fn get(&self, n: usize, tasks: bool) {
         if n > MAX_LOCAL || !Self::if_percpu(&self.word, tasks, |counters| add(counters, n)) {
@@ -363,52 +386,57 @@ impl Count {
         }
     }
 
+    /// Adds `n` references to the atomic.
     #[cold]
     #[inline(never)]
     fn get_atomic(&self, n: usize) {
-        // `Relaxed`: the caller's own reference orders this against the end (litmus: get-relaxed).
+        // `Relaxed` is enough: the put of the caller's own reference is ordered before the release,
+        // and comes after this (litmus: get-relaxed).
         let new = if n <= MAX_LOCAL {
             plus(self.atomic.fetch_add(n as u64, Relaxed), n)
         } else {
-            // In one step, since the sum may be so large that it is valid again.
+            // A single atomic operation, because a large `n` could carry the value through the
+            // invalid values into a valid range.
             plus(update(&self.atomic, |old| plus(old, n)), n)
         };
         if new == SATURATED {
-            // The rule in `value.rs`: the caller still holds its reference.
+            // By the rule in `value.rs`, the caller still holds its reference.
             //
-            // SAFETY: The object is alive, and `self` the beginning of it.
+            // SAFETY: The caller's reference keeps the object alive, and `self` is its count.
             unsafe { Self::saturate(NonNull::from(self)) };
         }
     }
 
-    /// Adds `n` references unless the count is zero, or they are too many.
+    /// Tries to add `n` references, which fails if the count is zero or there would be too many.
     #[inline(always)]
     pub(super) fn try_get(&self, n: usize, tasks: bool) -> bool {
         (n <= MAX_LOCAL && Self::if_percpu(&self.word, tasks, |counters| add(counters, n)))
             || self.try_get_atomic(n, false)
     }
 
-    /// Adds `n` references unless the reference is dying, or they are too many.
+    /// Tries to add `n` references, which fails if the reference is dying or there would be too
+    /// many.
     #[inline(always)]
     pub(super) fn try_get_live(&self, n: usize, tasks: bool) -> bool {
         (n <= MAX_LOCAL && Self::if_percpu(&self.word, tasks, |counters| add(counters, n)))
             || self.try_get_atomic(n, true)
     }
 
+    /// Tries to add `n` references to the atomic; with `live`, fails if the reference is dying.
     #[cold]
     #[inline(never)]
     fn try_get_atomic(&self, n: usize, live: bool) -> bool {
         if live && self.is_dying() {
             return false;
         }
-        // The test and the addition must be one step, so that no reference is added to a count of
-        // zero (litmus: no-get-after-zero), or with `live`, to one that is closed
-        // (litmus: no-live-get-after-confirmation).
+        // The test and the addition must be one atomic operation, so that no reference is added to
+        // a count that is zero (litmus: no-get-after-zero), or with `live`, to a reference that is
+        // closed (litmus: no-live-get-after-confirmation).
         let mut old = self.atomic.load(Relaxed);
         while let Some(new) = try_plus(old, n, live) {
-            // `Relaxed`: the references that are found keep the count from zero
-            // (litmus: no-get-after-zero), and the put of the new one is ordered before the end
-            // (litmus: release-sees-all).
+            // `Relaxed` is enough: the references that are found keep the count from zero
+            // (litmus: no-get-after-zero), and the put of the new reference is ordered before the
+            // release (litmus: release-sees-all).
             match self.atomic.cmpxchg(old, new, Relaxed) {
                 Ok(_) => return true,
                 Err(found) => old = found,
@@ -417,13 +445,15 @@ impl Count {
         false
     }
 
-    /// Adds `n` references as [`try_get`](Self::try_get) does, or with `live` as
-    /// [`try_get_live`](Self::try_get_live) does, to a count that the caller has no reference to.
-    /// Leaves `section`.
+    /// Tries to add `n` references to a count that the caller holds no reference to.
+    ///
+    /// Does this as [`try_get_live`](Self::try_get_live) does if `live`, and as
+    /// [`try_get`](Self::try_get) does if not. Leaves `section`.
     ///
     /// # Safety
     ///
-    /// `this` must be valid until `section` ends, and `section` must be that of the count.
+    /// `this` must be valid until `section` ends. `section` must be of the kind that the count
+    /// uses.
     #[inline(always)]
     pub(super) unsafe fn try_get_found(
         this: NonNull<Self>,
@@ -434,13 +464,14 @@ impl Count {
         if cfg!(CONFIG_PROVE_RCU) {
             assert_rcu_is_watching();
         }
-        // `Relaxed`: see `if_percpu()`, which has these lines, too. If the two shared a function,
-        // the compiler would load the pointer to the object once more in each get.
+        // `Relaxed` is enough for the same reasons as in `if_percpu()`, which repeats these lines.
+        // If the two functions shared one, the compiler would load the pointer to the object once
+        // more in each get.
         //
         // SAFETY: By the safety requirements of this function, `this` is valid.
         let word = read_once(unsafe { Self::word_of(this) });
         if n <= MAX_LOCAL && word.is_percpu() {
-            // SAFETY: No flag is set, and we are in the section.
+            // SAFETY: `word` has no flag, and we are in the section in which it was read.
             add(&*unsafe { Self::counters(word) }, n);
             drop(section);
             return true;
@@ -450,6 +481,8 @@ impl Count {
         unsafe { Self::try_get_found_atomic(this, n, live, section) }
     }
 
+    /// Continues [`try_get_found`](Self::try_get_found) in atomic mode.
+    ///
     /// # Safety
     ///
     /// `this` must be valid until `section` ends.
@@ -461,65 +494,70 @@ impl Count {
         live: bool,
         section: Section,
     ) -> bool {
-        // SAFETY: By the safety requirements of this function, `this` is valid.
+        // SAFETY: By the safety requirements of this function, `this` is valid until `section`
+        // ends.
         let is_got = unsafe { &*this.as_ptr() }.try_get_atomic(n, live);
-        // The count may be gone when the section has ended.
+        // The count may be freed once the section has ended.
         drop(section);
         is_got
     }
 
-    /// Drops `n` references, and releases the object if they were the last ones.
+    /// Puts `n` references, and releases the object if they were the last ones.
     ///
     /// # Safety
     ///
-    /// The caller must own `n` references, at least one, to the object that begins at `this`, and
-    /// gives them up. `tasks` must be whether the count is [`TASKS`].
+    /// The caller must own `n` references, and at least one, to the object that begins at `this`,
+    /// and must not use them after this. `tasks` must be whether the count is [`TASKS`].
     #[inline(always)]
     pub(super) unsafe fn put(this: NonNull<Self>, n: usize, tasks: bool) {
-        // SAFETY: Until the counter is changed, the caller's reference keeps the object alive.
+        // SAFETY: The caller's reference keeps the object alive until the counter is changed.
         let word = unsafe { Self::word_of(this) };
         let is_done = n <= MAX_LOCAL && Self::if_percpu(word, tasks, |counters| sub(counters, n));
         if !is_done {
-            // The section has ended, since `release()` may take sleeping locks on PREEMPT_RT. The
-            // caller's references alone keep the object until the next line.
+            // The section has ended, because `release()` may take sleeping locks on PREEMPT_RT.
+            // From here on, only the caller's references keep the object alive.
             //
-            // SAFETY: By the safety requirements of this function, the caller owns `n` references.
+            // SAFETY: By the safety requirements of this function, the caller owns `n` references,
+            // which were not put above.
             unsafe { Self::put_atomic(this, n) };
         }
     }
 
+    /// Puts `n` references in atomic mode, and releases the object if they were the last ones.
+    ///
     /// # Safety
     ///
-    /// The caller must own `n` references, at least one, to the object that begins at `this`, and
-    /// gives them up.
+    /// The caller must own `n` references, and at least one, to the object that begins at `this`,
+    /// and must not use them after this.
     #[cold]
     #[inline(never)]
     unsafe fn put_atomic(this: NonNull<Self>, n: usize) {
-        // SAFETY: There is a reference, so the object is alive.
+        // SAFETY: The caller's reference keeps the object alive until it is put below.
         let atomic = unsafe { Self::atomic_of(this) };
 
-        // `Full`, in both: all uses of the object, by us and by those that put before, come before
-        // its end (litmus: release-sees-all).
+        // `Full` in both branches: all uses of the object, by us and by the threads that put
+        // references before us, are ordered before the release (litmus: release-sees-all).
         let old = if n <= MAX_LOCAL {
             atomic.fetch_sub(n as u64, Full)
         } else {
             update(atomic, |old| minus(old, n))
         };
         match minus(old, n) {
-            // SAFETY: These were the last references, and no reference is added to a count of zero.
+            // SAFETY: These were the last references, so the count just reached zero, and no
+            // reference is added to a count of zero.
             0 => unsafe { Self::release(this) },
-            // SAFETY: By the rule in `value.rs`, the object is leaked or held by another thread
-            // until it is.
+            // SAFETY: By the rule in `value.rs`, the object is leaked, or another thread holds a
+            // reference until it has stored `SATURATED`.
             SATURATED => unsafe { Self::saturate(this) },
             _ => {}
         }
     }
 
-    /// Leaks the object, since the number of references is not known.
+    /// Leaks the object, because the number of references is not known.
     ///
     /// # Safety
     ///
-    /// `this` must be valid, and by the rule in `value.rs` must not end before this returns.
+    /// `this` must be valid, and by the rule in `value.rs`, must not be freed before this returns.
     #[cold]
     unsafe fn saturate(this: NonNull<Self>) {
         // SAFETY: By the safety requirements of this function, `this` is valid.
@@ -530,17 +568,19 @@ impl Count {
         }
     }
 
-    /// Ends a life of the object.
+    /// Releases the object: ends a life of it.
     ///
     /// # Safety
     ///
-    /// The number of references must just have fallen to zero, by an operation of the caller.
+    /// The caller must just have taken the number of references to zero.
     #[cold]
     pub(super) unsafe fn release(this: NonNull<Self>) {
-        // SAFETY: The life that ends keeps the memory.
+        // SAFETY: The life that ends has a hold, so the count is valid.
         match unsafe { Self::class_of(this) }.enter() {
             Some(running) if running.ops().may_sleep => {
-                // SAFETY: Such an object lives once, so `link` was not used before.
+                // SAFETY: An object whose release may sleep lives once, so `link` was not used
+                // before. It is valid until `run_release()` is called, because the life that ends
+                // has a hold.
                 unsafe {
                     let link = &raw mut (*this.as_ptr()).link;
                     Self::class_of(this)
@@ -548,7 +588,8 @@ impl Count {
                         .queue(NonNull::new_unchecked(link));
                 }
             }
-            // SAFETY: By the safety requirements of this function, the count just fell to zero.
+            // SAFETY: By the safety requirements of this function, the count just reached zero, and
+            // this is the only call for that.
             running => unsafe { Self::finish_release(this, running) },
         }
     }
@@ -559,50 +600,52 @@ impl Count {
     ///
     /// `link` must be the field of a valid count.
     pub(super) unsafe fn class_of_link(link: NonNull<Link>) -> &'static Class {
-        // SAFETY: By the safety requirements of this function, `link` is the field of a count,
-        // which is valid.
+        // SAFETY: By the safety requirements of this function, `link` is the field of a valid
+        // count.
         unsafe { (*container_of!(link.as_ptr(), Count, link)).class }
     }
 
-    /// Completes a release that [`Count::release`] queued.
+    /// Runs a release that [`Count::release`] queued.
     ///
     /// # Safety
     ///
-    /// `link` must be what [`Releases::queue`](super::release::Releases::queue) was called with,
-    /// and this must be called once.
+    /// `link` must be what [`Releases::queue`](super::release::Releases::queue) was called with.
+    /// This must be called once for each such call.
     pub(super) unsafe fn run_release(link: NonNull<Link>) {
         // SAFETY: By the safety requirements of this function, `link` is the field of a count. The
         // address of a count is not null.
         let this = unsafe { NonNull::new_unchecked(container_of!(link.as_ptr(), Count, link)) };
 
-        // SAFETY: The life that ends keeps the memory.
+        // SAFETY: The life that ends has a hold, so the count is valid.
         let running = unsafe { Self::class_of(this) }.enter();
-        // SAFETY: The count fell to zero before the release was queued, and this is called once.
+        // SAFETY: The count reached zero before the release was queued, and this is called once for
+        // that.
         unsafe { Self::finish_release(this, running) };
     }
 
-    /// Tells the object that a life has ended, and drops what lives once.
+    /// Calls the object's release, and drops the object if it lives once.
     ///
     /// # Safety
     ///
-    /// Must be called once for each time that the number of references fell to zero.
+    /// Must be called once for each time that the number of references reached zero. `running` must
+    /// be what [`Class::enter`] returned for the class of `this`.
     unsafe fn finish_release(this: NonNull<Self>, running: Option<Running<'static>>) {
-        // SAFETY: The life that ends keeps the memory.
+        // SAFETY: The life that ends has a hold, so the count is valid.
         let state = unsafe { Self::state_of(this) };
         let is_last = state.load(Relaxed) & REINIT == 0;
 
         let leaked = match running {
             Some(running) => {
-                // SAFETY: The object is there: it is dropped below, or not before there are no
-                // holds.
+                // SAFETY: The object is not dropped: it is dropped below, or when there are no
+                // holds, and this life has one.
                 unsafe { (running.ops().release)(this.cast()) };
                 if is_last {
-                    // SAFETY: The object lives once, so no reference is added to a count of zero,
-                    // and this is called once.
+                    // SAFETY: The object lives once, and no reference is added to a count of zero.
+                    // So the object is not used after this, and this is called once.
                     unsafe { (running.ops().drop)(this.cast()) };
-                    // SAFETY: The life that ends keeps the memory.
+                    // SAFETY: The life that ends has a hold, so the count is valid.
                     unsafe { holder::end_object(this) };
-                    // SAFETY: The life that ends keeps the memory.
+                    // SAFETY: The life that ends has a hold, so the count is valid.
                     unsafe { Self::class_of(this) }.put();
                 }
                 0
@@ -610,66 +653,68 @@ impl Count {
             None if is_last => LEAKED,
             None => 0,
         };
-        // SAFETY: The life has ended, and we own its hold.
+        // SAFETY: The life has ended, and we own its hold. The object is not used after this.
         unsafe { Self::drop_hold(this, LIFE, leaked) };
     }
 
-    /// Takes a hold away, and frees the object if it was the last one. Sets the flags `with`
-    /// besides.
+    /// Drops a hold, and frees the object if it was the last one.
+    ///
+    /// Also sets the flags `with`.
     ///
     /// # Safety
     ///
     /// The caller must own the hold, and must not use the object after this.
     pub(super) unsafe fn drop_hold(this: NonNull<Self>, hold: u64, with: u64) {
-        // SAFETY: The hold keeps the memory.
+        // SAFETY: The caller owns a hold, so the count is valid.
         let (state, class) = unsafe { (Self::state_of(this), Self::class_of(this)) };
-        // A reference must not be used when the memory is gone.
+        // The memory may be freed below, so this must be a pointer and not a reference.
         let waited_for = ptr::from_ref(state);
 
-        // `Full`: what was done by the owners of holds comes before the end of the object
+        // `Full`: what the owners of holds did is ordered before the object is freed
         // (litmus: last-hold-frees), and before `wait_released()` returns (litmus: wait-released).
-        // From here on, the memory is not ours unless there are no holds.
+        // From here on, the memory may be freed, unless this was the last hold.
         let old = state.fetch_add(with.wrapping_sub(hold), Full);
         let new = old.wrapping_add(with.wrapping_sub(hold));
         if new & HOLDS_MASK == 0 {
-            // SAFETY: That was the last hold.
+            // SAFETY: There are no holds any more, and `new` is the state.
             unsafe { Self::end(this, new) };
         }
         class.waiters().wake_up(waited_for);
     }
 
-    /// Drops the object if that is not done yet, and frees the memory.
+    /// Drops the object unless it was dropped already, and frees the memory.
     ///
     /// # Safety
     ///
-    /// There must be no holds of the object, and `state` must be its state.
+    /// There must be no holds of the object, and `state` must be its state. This must be called
+    /// once.
     #[inline(never)] // It queues a callback: see `RcuPointer::IN_KERNEL_CRATE`.
     unsafe fn end(this: NonNull<Self>, state: u64) {
         if state & REINIT != 0 {
-            // SAFETY: The memory is not freed yet.
+            // SAFETY: The memory is not freed yet, so the count is valid.
             let class = unsafe { Self::class_of(this) };
             let Some(running) = class.enter() else {
                 return;
             };
-            // SAFETY: There are no holds, so the object is not used. This is called once.
+            // SAFETY: There are no holds, so the object is not used any more. This is called once.
             unsafe { (running.ops().drop)(this.cast()) };
-            // SAFETY: The memory is not freed yet.
+            // SAFETY: The memory is not freed yet, so the count is valid.
             unsafe { holder::end_object(this) };
             class.put();
         } else if state & LEAKED != 0 {
             return;
         }
-        // This may be a hard interrupt. There, `free_percpu()` must not be called, since it takes a
-        // `spinlock_t`, and on PREEMPT_RT, neither must `kfree()`. The counters of an object that
-        // lives once are free already.
+        // This may be a hard interrupt. There, `free_percpu()` must not be called, because it takes
+        // a `spinlock_t`; on PREEMPT_RT, `kfree()` must not be called either. The counters of an
+        // object that lives once are freed already.
         let at_once = state & (PUBLISHED | REINIT) == 0 && !cfg!(CONFIG_PREEMPT_RT);
-        // Readers may find the count by the record of a holder.
+        // Readers of the records of holders may still have found the count.
         let at_once = at_once && !cfg!(CONFIG_RUST_PERCPU_REF_DEBUG);
         if at_once {
-            // SAFETY: The object is dropped and not used.
+            // SAFETY: The object was dropped, and its count is not used after this.
             unsafe { Self::free(this) };
         } else if state & PUBLISHED != 0 && state & TASKS != 0 {
-            // Readers find it in a `Section::Tasks`.
+            // Readers that found the object are in a `Section::Tasks`.
             rcu::call_tasks(Remains(this));
         } else {
             rcu::call(Remains(this));
@@ -680,9 +725,9 @@ impl Count {
     ///
     /// # Safety
     ///
-    /// The count must not be used after this.
+    /// The object must be dropped, and the count must not be used after this.
     unsafe fn free(this: NonNull<Self>) {
-        // SAFETY: The memory is not freed yet.
+        // SAFETY: The memory is not freed yet, so the count is valid.
         let is_reinit = unsafe { Self::state_of(this) }.load(Relaxed) & REINIT != 0;
         if is_reinit {
             // SAFETY: No other thread has the count, and the counters are not used after this.
@@ -692,18 +737,20 @@ impl Count {
         unsafe { bindings::kfree(this.as_ptr().cast()) };
     }
 
-    /// Lets RCU readers find the object. The caller must have the handle.
+    /// Marks the count as [`PUBLISHED`], so that RCU readers can find the object.
+    ///
+    /// The caller must have the handle.
     pub(super) fn publish(&self) {
-        // The hold is given up by an operation on the same variable, which so finds the flag
-        // (litmus: place-memory-stays).
+        // The handle is dropped by an operation on the same variable, which therefore finds the
+        // flag (litmus: place-memory-stays).
         let _ = change(&self.state, |state| {
             (state & PUBLISHED == 0).then_some(state | PUBLISHED)
         });
     }
 
-    /// Returns whether the reference was killed or frozen, and lives not again.
+    /// Returns whether the reference was killed or frozen, and is not live again.
     pub(super) fn is_dying(&self) -> bool {
-        // `Relaxed`: the answer may be old at once.
+        // `Relaxed` is enough, because the answer may be outdated as soon as this returns.
         self.word.load(Relaxed).has(DEAD)
     }
 
@@ -713,16 +760,16 @@ impl Count {
         is_zero(self.atomic.load(Acquire))
     }
 
-    /// Returns the number of references, or `None` if only the counters tell.
+    /// Returns the number of references, or `None` if it depends on the counters.
     pub(super) fn references(&self) -> Option<usize> {
-        // In atomic mode, the counters are zero unless a transition is under way. `Acquire`, twice:
-        // the value was read while the word was like this, neither before
-        // (litmus: references-of-mode) nor after (litmus: references-before-switch).
+        // In atomic mode, the counters are zero unless a transition is in flight. The two `Acquire`
+        // loads ensure that `value` was read while the word had this value: not before it
+        // (litmus: references-of-mode), and not after it (litmus: references-before-switch).
         let word = self.word.load(Acquire);
         let value = self.atomic.load(Acquire);
         let is_atomic = word.has(FORCE) && !word.has(BUSY) && self.word.load(Relaxed) == word;
         if is_atomic || !value::is_open(value) {
-            // More than there can be: the mode has changed in between.
+            // A number above the limit means that the mode has changed between the loads.
             value::references(value)
                 .filter(|&n| n <= value::LIMIT)
                 .and_then(|n| usize::try_from(n).ok())
@@ -731,10 +778,11 @@ impl Count {
         }
     }
 
-    /// Returns how long ago this life was killed, in seconds, if it was. While a kill is under way,
-    /// the answer may be that of the last life.
+    /// Returns the seconds since this life was killed, or `None` if it was not killed.
+    ///
+    /// While a kill is in flight, the result may be that of the last life.
     pub(super) fn killed_ago(&self) -> Option<u32> {
-        // `Acquire`: the time is read after the flag. Where the object lives once, the time was set
+        // `Acquire`: the time is read after the flag. If the object lives once, the time was stored
         // before the flag (litmus: killed-ago).
         let is_dying = self.word.load(Acquire).has(DEAD);
         let killed = self.killed_at.load(Relaxed);
@@ -775,11 +823,12 @@ impl Count {
         fmt_described::<T>(name, self.describe(), self.references(), f)
     }
 
-    /// Sleeps until all lives have ended, or for `timeout` at most. The caller must have a hold.
+    /// Sleeps until all lives have ended, or for at most `timeout`.
     ///
-    /// A wait that lasts is logged after ten seconds, and then at twice the interval each time.
+    /// The caller must have a hold. A wait that lasts for ten seconds is logged. Then it is logged
+    /// again after intervals that double each time.
     pub(super) fn wait_released(&self, until: Until, timeout: Option<Delta>) -> Result {
-        // A negative one could not be subtracted from.
+        // A negative timeout could not be subtracted from.
         let timeout = timeout.map(|timeout| timeout.max(Delta::ZERO));
         let start = Instant::<Monotonic>::now();
         if timeout.is_none() {
@@ -816,8 +865,8 @@ impl Count {
     /// Logs that the current task waits for the release.
     #[cold]
     fn report_wait(&self, elapsed: Delta) {
-        // No 64-bit number is formatted: on 32-bit machines that takes a division that the kernel
-        // does not have.
+        // No 64-bit number is formatted, because on 32-bit machines this takes a division that the
+        // kernel does not have.
         let elapsed = elapsed.as_millis() as usize / 1000;
         let running = self.class.enter();
         let name = name_of(&running);
@@ -848,14 +897,15 @@ impl Count {
         holder::report_oldest(Some(self), self.class);
     }
 
-    /// Gives up the owner's handle. The reference must have been killed.
+    /// Drops the owner's handle of a killed reference.
     ///
     /// # Safety
     ///
-    /// `this` must be the beginning of a shared object. The caller must have its handle, and must
-    /// not use the object after this.
+    /// `this` must be the beginning of a shared object whose reference was killed. The caller must
+    /// have its handle, and must not use the object after this.
     pub(super) unsafe fn drop_handle(this: NonNull<Self>) {
-        // SAFETY: The handle is one of the holds, and the caller gives it up.
+        // SAFETY: By the safety requirements of this function, the caller has the handle, which is
+        // a hold, and does not use the object after this.
         unsafe { Self::drop_hold(this, HANDLE, 0) };
     }
 
@@ -865,24 +915,26 @@ impl Count {
     }
 }
 
-/// The memory of an object that was dropped, on its way to be freed after a grace period: readers
-/// that found the object by RCU learn from `word` and `atomic` that they came too late, and what
-/// frees memory may not be called where the object was dropped.
+/// The memory of a dropped object that is freed after a grace period.
+///
+/// Readers that found the object under RCU read `word` and `atomic`, and fail to get a reference.
+/// Also, the functions that free memory cannot be called in each context in which an object is
+/// dropped.
 ///
 /// # Invariants
 ///
 /// Owns the memory. Other threads only read `word`, `atomic`, `state`, `class` and `killed_at`.
 struct Remains(NonNull<Count>);
 
-// SAFETY: The memory may be freed on any thread.
+// SAFETY: The memory can be freed on any thread.
 unsafe impl Send for Remains {}
 
 impl_rcu_pointer! {
-    // SAFETY: By the type invariant, the memory is there, and does not move. By the invariants of
-    // `Count`, its head belongs to the one that dropped the last hold.
+    // SAFETY: By the type invariant, the memory is valid, and it does not move. By the invariants
+    // of `Count`, its head belongs to the thread that dropped the last hold.
     unsafe impl RcuPointer for Remains(Count, rcu), |Remains(this): Remains| {
-        // SAFETY: By the type invariant, the memory is ours. The grace period waited for the
-        // readers.
+        // SAFETY: By the type invariant, we own the memory. The grace period has waited for the
+        // readers, so the count is not used after this.
         unsafe { Count::free(this) };
     }
 }
@@ -904,27 +956,27 @@ pub(super) fn fmt_described<T>(
 
 /// Returns the time in seconds, for messages.
 pub(super) fn seconds() -> u32 {
-    // SAFETY: The function takes no arguments.
+    // SAFETY: `ktime_get_seconds()` can be called from any context except NMI.
     unsafe { bindings::ktime_get_seconds() as u32 }
 }
 
-/// Returns the name of a class's type.
+/// Returns the name of the type of a class.
 fn name_of(running: &Option<Running<'_>>) -> &'static str {
     running
         .as_ref()
         .map_or("(unloaded)", |running| (running.ops().name)())
 }
 
-/// Logs that an object is leaked, and why, with a stack trace.
+/// Logs that an object is leaked, with the reason and a stack trace.
 pub(super) fn report(class: &Class, why: fmt::Arguments<'_>) {
     let running = class.enter();
     pr_err!("{}: {why}; leaking memory\n", name_of(&running));
     warn_on!(true);
 }
 
-/// Changes a value to what `new` makes of it, and returns what it was.
+/// Replaces a value by the result of `new`, and returns the old value.
 ///
-/// `Full`, for the sake of all callers, which say what they need.
+/// The operation is `Full`. Each caller says which order it needs.
 pub(super) fn update(atomic: &Atomic<u64>, new: impl Fn(u64) -> u64) -> u64 {
     let mut old = atomic.load(Relaxed);
     while let Err(found) = atomic.cmpxchg(old, new(old), Full) {
@@ -933,10 +985,10 @@ pub(super) fn update(atomic: &Atomic<u64>, new: impl Fn(u64) -> u64) -> u64 {
     old
 }
 
-/// Changes a state to what `new` makes of it, unless that is `None`. Returns what it was, as `Ok`
-/// if it was changed, and else as `Err`.
+/// Replaces a state by the result of `new`, unless that is `None`.
 ///
-/// `Full` if it was changed, for the sake of all callers, which say what they need.
+/// Returns the old state, as `Ok` if it was replaced, and as `Err` if not. If the state was
+/// replaced, the operation is `Full`. Each caller says which order it needs.
 pub(super) fn change(state: &Atomic<u64>, new: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
     let mut old = state.load(Relaxed);
     while let Some(new) = new(old) {
@@ -948,11 +1000,11 @@ pub(super) fn change(state: &Atomic<u64>, new: impl Fn(u64) -> Option<u64>) -> R
     Err(old)
 }
 
-/// Warns if RCU is not watching, once.
+/// Warns once if RCU is not watching.
 #[cold]
 #[inline(never)]
 fn assert_rcu_is_watching() {
-    // SAFETY: Can be called from any context.
+    // SAFETY: `rcu_is_watching()` can be called from any context.
     if !unsafe { bindings::rcu_is_watching() } {
         do_once_lite! {
             pr_err!("percpu_ref used while RCU is not watching\n");
@@ -961,21 +1013,24 @@ fn assert_rcu_is_watching() {
     }
 }
 
-/// What a get or put is in from before it reads the word until it has counted.
+/// A read-side critical section in which a get or put reads the word and changes a counter.
 ///
-/// A flag in the word is followed by a grace period that waits for these.
+/// A flag that is set in the word is followed by a grace period that waits for these sections.
 pub(super) enum Section {
-    /// A region with preemption disabled, which RCU takes for a read-side critical section.
+    /// A region with preemption disabled, which is a read-side critical section for RCU.
     Preempt(PreemptGuard),
-    /// What RCU Tasks takes for a read-side critical section of a task: it goes on until the task
-    /// sleeps, even if the task is preempted, and migrated. Nothing is to be done to begin or end
-    /// it. In interrupts, and in the idle tasks, which do everything with preemption disabled, it
-    /// is one of RCU. See `switch.rs`.
+    /// A region of a task without voluntary sleep, which is a read-side critical section for RCU
+    /// Tasks.
+    ///
+    /// Preemption and migration do not end the section. Entering and leaving it takes no
+    /// instruction. In interrupts and in the idle tasks, which run with preemption disabled, it is
+    /// a read-side critical section for RCU instead. See `switch.rs`.
     Tasks,
 }
 
 impl Section {
-    /// Begins a section: a [`Section::Tasks`] if `tasks`.
+    /// Enters a section: a [`Section::Tasks`] if `tasks` is `true`, and a [`Section::Preempt`] if
+    /// not.
     #[inline(always)]
     pub(super) fn enter(tasks: bool) -> Self {
         if tasks {
@@ -985,7 +1040,7 @@ impl Section {
         }
     }
 
-    /// Ends the section out of line, so that the fast path is small enough to be inlined.
+    /// Leaves the section out of line, so that the fast path is small enough to be inlined.
     #[inline(always)]
     pub(super) fn leave(self) {
         #[cold]
@@ -998,7 +1053,9 @@ impl Section {
     }
 }
 
-/// Adds `n` to the local CPU's counter. For all but the batches that is the constant 1.
+/// Adds `n` to the local CPU's counter.
+///
+/// `n` is the constant 1 for all callers except batches.
 #[inline(always)]
 fn add(counters: &PerCpu<Local<u64>>, n: usize) {
     if n == 1 {
@@ -1008,7 +1065,9 @@ fn add(counters: &PerCpu<Local<u64>>, n: usize) {
     }
 }
 
-/// Subtracts `n` from the local CPU's counter. For all but the batches that is the constant 1.
+/// Subtracts `n` from the local CPU's counter.
+///
+/// `n` is the constant 1 for all callers except batches.
 #[inline(always)]
 fn sub(counters: &PerCpu<Local<u64>>, n: usize) {
     if n == 1 {
@@ -1019,17 +1078,18 @@ fn sub(counters: &PerCpu<Local<u64>>, n: usize) {
 }
 
 impl Drop for Count {
-    /// Undoes [`Count::new`] for a reference that was never shared. No callback is involved.
+    /// Frees what [`Count::new`] allocated for a reference that was never shared.
     #[doc(alias("percpu_ref_cancel_init", "percpu_ref_exit"))]
     fn drop(&mut self) {
         let word = self.word.load(Relaxed);
-        // SAFETY: Only an unshared count is dropped, so no other thread has it.
+        // SAFETY: Only an unshared count is dropped, so no other thread has the count.
         let mut counters = unsafe { Self::counters(word) };
 
-        // Only a bug in unsafe code leads to this.
+        // Only a bug in unsafe code can lead to this.
         if cfg!(debug_assertions) {
             let expected = if word.has(DEAD) { 0 } else { 1 + BIAS };
-            // Each counter, not their sum: a get here and a put there are a use, too.
+            // Checks each counter instead of their sum, because a get on one CPU and a put on
+            // another CPU are a use as well.
             let is_used = self.atomic.load(Relaxed) != expected
                 || counters
                     .iter_mut()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Freezing a reference for a time.
+//! Temporary freezing of references.
 //!
 //! C source: `blk_mq_freeze_queue()` in [`block/blk-mq.c`](srctree/block/blk-mq.c)
 
@@ -13,16 +13,16 @@ use super::{
 use crate::fmt;
 use core::ptr::NonNull;
 
-/// Keeps a [`Reinit`](super::Reinit) reference frozen: there are no references, and none can be
-/// had.
+/// A guard that keeps a [`Reinit`](super::Reinit) reference frozen.
 ///
-/// Guards nest: the reference lives again when the last one is dropped. A guard can be kept, and
-/// dropped on another thread, also after the [`PercpuRef`](super::PercpuRef) was dropped. If it is
-/// leaked, the reference stays frozen.
+/// A guard guarantees that there are no references to the object, and that none can be got. Guards
+/// nest: the reference is live again when the last guard is dropped. A guard can be dropped on
+/// another thread, and after the [`PercpuRef`](super::PercpuRef) was dropped. If a guard is leaked,
+/// the reference stays frozen.
 ///
 /// # Invariants
 ///
-/// Owns one of the freezers of the count in `inner`, so the object is there.
+/// Owns one of the freezers of the count in `inner`, so the object is not dropped.
 ///
 /// # Examples
 ///
@@ -38,7 +38,7 @@ use core::ptr::NonNull;
 /// let frozen = queue.freeze();
 /// let inner = queue.freeze();
 /// drop(inner);
-/// // Still frozen: here the queue can be changed without any request under way.
+/// // Still frozen: the queue can be changed, since no request is in flight.
 /// assert!(queue.try_get_live().is_none());
 /// drop(frozen);
 /// assert!(queue.try_get_live().is_some());
@@ -50,11 +50,11 @@ pub struct Frozen<T: Counted> {
     holder: holder::Holder,
 }
 
-// SAFETY: Dropping a guard may end the object, which is `Send` by `Counted`, and changes the count
-// as any thread may.
+// SAFETY: A `Frozen` gives access to a `&T`, which `T: Sync` allows on another thread, and may drop
+// the object, which `T: Send` allows. `Counted` requires both. Any thread can thaw the count.
 unsafe impl<T: Counted> Send for Frozen<T> {}
 
-// SAFETY: Through a `&Frozen` one gets a `&T`, which is `Sync` by `Counted`.
+// SAFETY: A `&Frozen` gives access to a `&T`, which `T: Sync` allows.
 unsafe impl<T: Counted> Sync for Frozen<T> {}
 
 impl<T: Counted> Frozen<T> {
@@ -62,11 +62,12 @@ impl<T: Counted> Frozen<T> {
     ///
     /// # Safety
     ///
-    /// `inner` must be a shared object that was made to live more than once, and the caller must
-    /// have its handle.
+    /// `inner` must be a shared object that can have more than one life, and the caller must have
+    /// its handle.
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub(super) unsafe fn new(inner: NonNull<Inner<T>>) -> Self {
-        // SAFETY: By the safety requirements of this function, the caller has the handle.
+        // SAFETY: By the safety requirements of this function, `inner` is a shared object that can
+        // have more than one life, and the caller has its handle. `drop()` calls `thaw()` once.
         unsafe { Count::freeze(inner.cast()) };
 
         // INVARIANT: `freeze()` added a freezer.
@@ -76,23 +77,29 @@ impl<T: Counted> Frozen<T> {
         }
     }
 
-    /// Returns the object, which is there as long as this is.
+    /// Returns a reference to the object.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     pub fn value(&self) -> &T {
-        // SAFETY: By the type invariant, the object is there.
+        // SAFETY: By the type invariant, the object is not dropped.
         unsafe { &(*self.inner.as_ptr()).value }
     }
 }
 
 impl<T: Counted> fmt::Debug for Frozen<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: By the type invariant, the object is there.
+        // SAFETY: By the type invariant, the object is not dropped, so its count is valid.
         unsafe { &(*self.inner.as_ptr()).count }.fmt_as::<T>("Frozen", f)
     }
 }
 
 impl<T: Counted> Drop for Frozen<T> {
-    /// Thaws the reference, if this is the last guard and it was not killed meanwhile. If the
-    /// [`PercpuRef`](super::PercpuRef) was dropped, the object is dropped with the last guard.
+    /// Thaws the reference, if this is the last guard.
+    ///
+    /// If the reference was killed while it was frozen, it stays dying. If the
+    /// [`PercpuRef`](super::PercpuRef) was dropped, the last guard drops the object.
     ///
     /// # Context
     ///
@@ -100,8 +107,8 @@ impl<T: Counted> Drop for Frozen<T> {
     #[doc(alias("blk_mq_unfreeze_queue", "percpu_ref_resurrect"))]
     fn drop(&mut self) {
         self.holder.end();
-        // SAFETY: By the type invariant, `freeze()` was called for this guard. The object is not
-        // used after this.
+        // SAFETY: By the type invariant, this guard owns a freezer, which its call of `freeze()`
+        // added. The object is not used after this.
         unsafe { Count::thaw(self.inner.cast()) };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! References to counted objects, one by one and many at a time.
+//! References to counted objects: guards and batches.
 //!
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
@@ -24,31 +24,62 @@ use core::{
 
 /// A reference to a counted object.
 ///
-/// It is owned and may be kept anywhere, passed on to another thread, and dropped on another CPU
-/// than the one it was got on. The object is there as long as the guard is.
+/// A guard guarantees that the object is not dropped. It can be stored, sent to another thread, and
+/// dropped on another CPU than the CPU on which it was got.
 ///
-/// A guard that is leaked leaks the object, and nothing worse.
+/// Leaking a guard is safe. It leaks the object.
 ///
 /// # Invariants
 ///
-/// Owns one reference that is counted in `inner`, so the object is alive.
+/// Owns one reference that is counted in `inner`, so the object is not dropped.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::prelude::*;
+/// use kernel::sync::percpu_ref::{Counted, PercpuRef, PercpuRefGuard, UniquePercpuRef};
+///
+/// struct Device {
+///     id: u32,
+/// }
+///
+/// impl Counted for Device {}
+///
+/// struct Request {
+///     device: PercpuRefGuard<Device>,
+/// }
+///
+/// let device: PercpuRef<Device> = UniquePercpuRef::new(Device { id: 3 }, GFP_KERNEL)?.into();
+///
+/// // The request keeps the device, also after the kill.
+/// let request = Request { device: device.try_get_live().ok_or(ENODEV)? };
+/// device.kill();
+/// let other = request.device.clone();
+/// assert_eq!(other.id, 3);
+/// assert!(PercpuRefGuard::ptr_eq(&request.device, &other));
+/// # Ok::<(), Error>(())
+/// ```
 #[must_use = "if unused, the reference is put again at once"]
 pub struct PercpuRefGuard<T: Counted> {
     pub(super) inner: NonNull<Inner<T>>,
     pub(super) holder: holder::Holder,
 }
 
-// SAFETY: A guard is a `&T`, for which `T` is `Sync` by `Counted`, and may drop the object, for
-// which `T` is `Send`. References may be put on any thread.
+// SAFETY: A guard gives access to a `&T`, which `T: Sync` allows on another thread, and may drop
+// the object, which `T: Send` allows. `Counted` requires both. A reference can be put on any
+// thread.
 unsafe impl<T: Counted> Send for PercpuRefGuard<T> {}
 
-// SAFETY: Through a `&PercpuRefGuard` one gets a `&T` and more guards, which are `Send`.
+// SAFETY: A `&PercpuRefGuard` gives access to a `&T`, which `T: Sync` allows, and to more guards,
+// which are `Send`.
 unsafe impl<T: Counted> Sync for PercpuRefGuard<T> {}
 
 impl<T: Counted> PercpuRefGuard<T> {
+    /// Creates a guard that owns a reference.
+    ///
     /// # Safety
     ///
-    /// The caller must own a reference that is counted in `inner`, and gives it up.
+    /// The caller must own a reference that is counted in `inner`. The guard takes ownership of it.
     #[inline]
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub(super) unsafe fn new(inner: NonNull<Inner<T>>) -> Self {
@@ -59,23 +90,28 @@ impl<T: Counted> PercpuRefGuard<T> {
         }
     }
 
-    /// Returns `true` if both are references to the same object.
+    /// Returns whether both guards are references to the same object.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[inline]
     pub fn ptr_eq(this: &Self, other: &Self) -> bool {
         this.inner == other.inner
     }
 
+    /// Returns the address of the object.
     pub(super) fn inner(&self) -> NonNull<Inner<T>> {
         self.inner
     }
 
-    /// Tells lockdep that the current task works with the object, and that the guard stays with the
-    /// task until the returned value is dropped.
+    /// Tells lockdep that the current task uses the object until the returned value is dropped.
     ///
-    /// If the task takes a lock meanwhile, and a task that holds the lock waits for the release of
-    /// such an object, the two may wait for each other. Lockdep reports that when it has seen both,
-    /// long before it happens: with `CONFIG_RUST_PERCPU_REF_DEBUG` and `CONFIG_PROVE_LOCKING`.
-    /// Otherwise, this has no effect and no cost.
+    /// The guard must stay with the task in between. If the task takes a lock in the section, and
+    /// another task holds that lock while it waits for the release of such an object, the two tasks
+    /// may wait for each other. Lockdep reports this as soon as it has seen both orders, even if no
+    /// deadlock happened. The report needs `CONFIG_RUST_PERCPU_REF_DEBUG` and
+    /// `CONFIG_PROVE_LOCKING`. Without them, the section has no effect and no cost.
     ///
     /// # Context
     ///
@@ -103,27 +139,48 @@ impl<T: Counted> PercpuRefGuard<T> {
     #[inline]
     pub fn lockdep_section(&self) -> LockdepSection<'_> {
         LockdepSection {
-            // SAFETY: By the type invariant, the object is alive.
+            // SAFETY: By the type invariant, the object is not dropped, so its count is valid.
             _holder: unsafe { holder::Held::new(self.inner.cast()) },
             _guard: PhantomData,
             _not_send: NotThreadSafe,
         }
     }
 
-    /// Gets `n` more references at once. Does not fail, even if the reference was killed.
+    /// Gets `n` more references at once.
     ///
-    /// If the sum is more than 2^60 references, this warns once, and the object is never freed. So
-    /// that it is noticed, no call may add more than 64 references to a counter; larger numbers go
-    /// to an atomic variable.
+    /// Does not fail, even if the reference was killed. If there are more than 2^60 references
+    /// after this call in atomic mode, or when the mode becomes atomic, the object is leaked and
+    /// the library warns once. Numbers above 64 are counted in an atomic variable, where an
+    /// overflow is noticed at once.
     ///
     /// # Context
     ///
     /// Can be called from any context in which RCU is watching, except NMI.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::sync::percpu_ref::{Counted, PercpuRef, UniquePercpuRef};
+    ///
+    /// struct Queue;
+    /// impl Counted for Queue {}
+    ///
+    /// let queue: PercpuRef<Queue> = UniquePercpuRef::new(Queue, GFP_KERNEL)?.into();
+    /// let request = queue.try_get().ok_or(ENODEV)?;
+    ///
+    /// // One reference for each of the parts that the request is split into.
+    /// let mut parts = request.get_many(4);
+    /// assert_eq!(parts.len(), 4);
+    /// let part = parts.take();
+    /// assert!(part.is_some());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[doc(alias = "percpu_ref_get_many")]
     #[inline(always)]
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn get_many(&self, n: usize) -> PercpuRefBatch<T> {
-        // SAFETY: By the type invariant, the object is alive.
+        // SAFETY: By the type invariant, the object is not dropped, so its count is valid.
         unsafe { &(*self.inner.as_ptr()).count }.get(n, Inner::<T>::TASKS);
 
         // SAFETY: `get()` added `n` references, which the batch owns.
@@ -136,13 +193,15 @@ impl<T: Counted> Deref for PercpuRefGuard<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: By the type invariant, the object is alive.
+        // SAFETY: By the type invariant, the object is not dropped.
         unsafe { &(*self.inner.as_ptr()).value }
     }
 }
 
 impl<T: Counted> Clone for PercpuRefGuard<T> {
-    /// Gets another reference. Does not fail, even if the reference was killed.
+    /// Gets another reference.
+    ///
+    /// Does not fail, even if the reference was killed. Orders no other memory access.
     ///
     /// # Context
     ///
@@ -151,7 +210,7 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
     #[inline(always)]
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     fn clone(&self) -> Self {
-        // SAFETY: By the type invariant, the object is alive.
+        // SAFETY: By the type invariant, the object is not dropped, so its count is valid.
         unsafe { &(*self.inner.as_ptr()).count }.get(1, Inner::<T>::TASKS);
 
         // SAFETY: `get()` added a reference, which the new guard owns.
@@ -160,36 +219,39 @@ impl<T: Counted> Clone for PercpuRefGuard<T> {
 }
 
 impl<T: Counted> Drop for PercpuRefGuard<T> {
-    /// Puts the reference. If it is the last one, the object is released in here, and if it lives
-    /// once, dropped. What was done with the object before is visible to its release.
+    /// Puts the reference.
+    ///
+    /// If this is the last reference, the object is released in this call, and dropped if its kind
+    /// is [`Once`](super::Once). All accesses to the object before this call are visible to its
+    /// release.
     ///
     /// # Context
     ///
     /// Can be called from any context in which RCU is watching, except NMI. If the reference may be
-    /// the last one, [`Counted::release`] and the `Drop` of `T` must be allowed there, too, unless
-    /// they run elsewhere by [`Counted::MAY_SLEEP`]. The library itself takes no sleeping lock and
-    /// frees no memory where PREEMPT_RT does not allow it.
+    /// the last one, must be called from a context in which [`Counted::release`] and the `Drop` of
+    /// `T` can run, unless [`Counted::MAY_SLEEP`] is `true`. On PREEMPT_RT, the library takes no
+    /// sleeping lock and frees no memory in this call, so it can also be called from hard
+    /// interrupts and with preemption disabled.
     #[doc(alias = "percpu_ref_put")]
     #[inline(always)]
     fn drop(&mut self) {
         self.holder.end();
-        // SAFETY: By the type invariant, the guard owns a reference, which it gives up here.
+        // SAFETY: By the type invariant, the guard owns a reference, which is not used after this.
         unsafe { Count::put(self.inner.cast(), 1, Inner::<T>::TASKS) };
     }
 }
 
 impl<T: Counted> fmt::Debug for PercpuRefGuard<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: By the type invariant, the object is alive.
+        // SAFETY: By the type invariant, the object is not dropped, so its count is valid.
         unsafe { &(*self.inner.as_ptr()).count }.fmt_as::<T>("PercpuRefGuard", f)
     }
 }
 
-/// A time in which the current task works with a counted object; see
-/// [`PercpuRefGuard::lockdep_section`].
+/// A section in which the current task uses a counted object.
 ///
-/// It borrows the guard and cannot be sent, so the same task must drop it before the guard can be
-/// put.
+/// See [`PercpuRefGuard::lockdep_section`]. It borrows the guard and cannot be sent, so the same
+/// task must drop it before the guard can be dropped.
 #[must_use = "if unused, the section ends at once"]
 pub struct LockdepSection<'a> {
     _holder: holder::Held,
@@ -199,14 +261,13 @@ pub struct LockdepSection<'a> {
 
 /// Any number of references to one counted object.
 ///
-/// They can be taken out one by one, split and merged, all without touching the count. A batch may
-/// also become empty. An empty batch belongs to no object, and can be filled with references to
-/// any.
+/// Taking references out, splitting and merging do not access the count. A batch may also be empty.
+/// An empty batch belongs to no object, so references to any object can be put into it.
 ///
 /// # Invariants
 ///
-/// Owns `len` references that are counted in `inner`, if `len` is not zero. If it is zero, `inner`
-/// is not used.
+/// If `len` is not zero, owns `len` references that are counted in `inner`. If `len` is zero,
+/// `inner` is not used.
 ///
 /// # Examples
 ///
@@ -235,18 +296,23 @@ pub struct PercpuRefBatch<T: Counted> {
     holder: holder::Holder,
 }
 
-// SAFETY: A batch is a number of guards, which are `Send`.
+// SAFETY: A batch owns a number of references, each as a guard does, and a guard is `Send`.
 unsafe impl<T: Counted> Send for PercpuRefBatch<T> {}
 
-// SAFETY: Through a `&PercpuRefBatch` one gets a `&T`, which is `Sync` by `Counted`.
+// SAFETY: A `&PercpuRefBatch` gives access to a `&T`, which `T: Sync` allows.
 unsafe impl<T: Counted> Sync for PercpuRefBatch<T> {}
 
-/// All of these can be called from any context; those that drop references, where a
-/// [`PercpuRefGuard`] can be dropped.
+/// # Context
+///
+/// Each function can be called from any context, unless it drops references: then the context must
+/// be one in which a [`PercpuRefGuard`] can be dropped.
 impl<T: Counted> PercpuRefBatch<T> {
+    /// Creates a batch that owns `len` references.
+    ///
     /// # Safety
     ///
-    /// The caller must own `len` references that are counted in `inner`, and gives them up.
+    /// The caller must own `len` references that are counted in `inner`. The batch takes ownership
+    /// of them.
     #[inline]
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub(super) unsafe fn new(inner: NonNull<Inner<T>>, len: usize) -> Self {
@@ -264,53 +330,79 @@ impl<T: Counted> PercpuRefBatch<T> {
         self.len
     }
 
-    /// Returns whether there are no references.
+    /// Returns whether the batch is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns the object, if there is a reference to it.
+    /// Returns a reference to the object, or `None` if the batch is empty.
     #[inline]
     pub fn value(&self) -> Option<&T> {
         if self.is_empty() {
             return None;
         }
-        // SAFETY: By the type invariant, the batch owns a reference, so the object is alive.
+        // SAFETY: By the type invariant, the batch owns a reference, so the object is not dropped.
         Some(unsafe { &(*self.inner.as_ptr()).value })
     }
 
-    /// Takes one reference out, if there is one.
+    /// Takes one reference out of the batch, or returns `None` if the batch is empty.
     #[inline]
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn take(&mut self) -> Option<PercpuRefGuard<T>> {
-        // INVARIANT: The guard owns what is missing here.
+        // INVARIANT: The guard below takes ownership of the reference that `len` does not count any
+        // more.
         self.len = self.len.checked_sub(1)?;
-        // SAFETY: By the type invariant, the batch owned the reference.
+        // SAFETY: By the type invariant, the batch owned the reference, and `len` does not count it
+        // any more.
         let guard = unsafe { PercpuRefGuard::new(self.inner) };
         self.holder.resize(self.len);
         Some(guard)
     }
 
-    /// Takes `n` references out, if there are as many.
+    /// Takes `n` references out of the batch, or returns `None` if the batch has fewer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::sync::percpu_ref::{Counted, PercpuRef, UniquePercpuRef};
+    ///
+    /// struct Ring;
+    /// impl Counted for Ring {}
+    ///
+    /// let ring: PercpuRef<Ring> = UniquePercpuRef::new(Ring, GFP_KERNEL)?.into();
+    ///
+    /// let mut cache = ring.try_get_many(8).ok_or(ENODEV)?;
+    /// let other = cache.split(3).ok_or(EBUSY)?;
+    /// assert_eq!((cache.len(), other.len()), (5, 3));
+    ///
+    /// assert!(cache.merge(other).is_ok());
+    /// assert_eq!(cache.len(), 8);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[inline]
     #[cfg_attr(CONFIG_RUST_PERCPU_REF_DEBUG, track_caller)]
     pub fn split(&mut self, n: usize) -> Option<Self> {
-        // INVARIANT: The new batch owns what is missing here.
+        // INVARIANT: The new batch takes ownership of the references that `len` does not count any
+        // more.
         self.len = self.len.checked_sub(n)?;
-        // SAFETY: By the type invariant, the batch owned the references.
+        // SAFETY: By the type invariant, the batch owned the references, and `len` does not count
+        // them any more.
         let batch = unsafe { Self::new(self.inner, n) };
         self.holder.resize(self.len);
         Some(batch)
     }
 
-    /// Puts one reference in. Gives it back if the batch has references to another object, or has
-    /// `usize::MAX` references.
+    /// Puts one reference into the batch.
+    ///
+    /// Returns the guard if the batch has references to another object, or has `usize::MAX`
+    /// references.
     #[inline]
     pub fn put_back(&mut self, guard: PercpuRefGuard<T>) -> Result<(), PercpuRefGuard<T>> {
         self.merge(guard.into()).map_err(|batch| {
             let batch = ManuallyDrop::new(batch);
-            // INVARIANT: This is the one reference of the guard, whose batch is not dropped.
+            // INVARIANT: This is the reference of `guard`, whose batch is not dropped.
             PercpuRefGuard {
                 inner: batch.inner,
                 holder: batch.holder,
@@ -318,20 +410,23 @@ impl<T: Counted> PercpuRefBatch<T> {
         })
     }
 
-    /// Puts all references of `other` in. Gives it back if the two have references to different
-    /// objects, or more than `usize::MAX` references together.
+    /// Puts all references of `other` into the batch.
+    ///
+    /// Returns `other` if the two batches have references to different objects, or more than
+    /// `usize::MAX` references together.
     #[inline]
     pub fn merge(&mut self, other: Self) -> Result<(), Self> {
         if other.is_empty() {
             return Ok(());
         }
         match self.len.checked_add(other.len) {
-            // An empty batch may remember the address of an object that is gone, so that is not
-            // compared.
+            // An empty batch may have the address of an object that was freed, so that address is
+            // not compared.
             Some(len) if self.is_empty() || other.inner == self.inner => {
                 let other = ManuallyDrop::new(other);
                 self.holder.merge(other.holder, len);
-                // INVARIANT: The references of `other` are ours now.
+                // INVARIANT: This batch takes ownership of the references of `other`, which is not
+                // dropped.
                 self.inner = other.inner;
                 self.len = len;
                 Ok(())
@@ -342,6 +437,11 @@ impl<T: Counted> PercpuRefBatch<T> {
 }
 
 impl<T: Counted> From<PercpuRefGuard<T>> for PercpuRefBatch<T> {
+    /// Converts a guard into a batch of one reference.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[inline]
     fn from(guard: PercpuRefGuard<T>) -> Self {
         let guard = ManuallyDrop::new(guard);
@@ -364,13 +464,19 @@ impl<T: Counted> fmt::Debug for PercpuRefBatch<T> {
 }
 
 impl<T: Counted> Drop for PercpuRefBatch<T> {
-    /// Puts all references at once, in the contexts that a [`PercpuRefGuard`] can be dropped in.
+    /// Puts all references at once.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context in which a [`PercpuRefGuard`] can be dropped. If the batch is
+    /// empty, can be called from any context.
     #[doc(alias = "percpu_ref_put_many")]
     #[inline(always)]
     fn drop(&mut self) {
         if self.len > 0 {
             self.holder.end();
-            // SAFETY: By the type invariant, the batch owns the references, which it gives up here.
+            // SAFETY: By the type invariant, the batch owns `len` references, which are not used
+            // after this.
             unsafe { Count::put(self.inner.cast(), self.len, Inner::<T>::TASKS) };
         }
     }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What holds an object: where each reference was got, when, and by which task.
+//! Records of what holds an object: where each reference was got, when, and by which task.
 //!
-//! With `CONFIG_RUST_PERCPU_REF_DEBUG`, each guard, batch and [`Frozen`](super::Frozen) and each
-//! shared object has a [`Holder`], which points to a record. Messages about long waits, and the
-//! file in debugfs, are made from the records. Without the option, a [`Holder`] has no size, and
-//! its methods have no instructions.
+//! With `CONFIG_RUST_PERCPU_REF_DEBUG`, each guard, each batch, each [`Frozen`](super::Frozen) and
+//! each shared object has a [`Holder`], which points to a record. The messages about long waits and
+//! the file in debugfs are made from the records. Without the option, a [`Holder`] has no size, and
+//! its methods are empty.
 
 #[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
 mod lockdep;
@@ -23,7 +23,7 @@ pub(super) use {
 #[cfg(not(CONFIG_RUST_PERCPU_REF_DEBUG))]
 pub(super) use off::*;
 
-/// What a [`Holder`] stands for.
+/// The kind of what a [`Holder`] records.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub(super) enum Kind {

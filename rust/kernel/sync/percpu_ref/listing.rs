@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The file in debugfs that lists what objects there are.
+//! The file in debugfs that lists the objects.
 //!
-//! `/sys/kernel/debug/percpu_ref/objects` has the objects of each module, by type, and how many of
-//! them were never killed. It shows which objects would delay the unloading of a module. With
-//! `CONFIG_RUST_PERCPU_REF_DEBUG` it has each shared object, and what holds it.
+//! `/sys/kernel/debug/percpu_ref/objects` lists the objects of each module by type, and how many of
+//! them were never killed. So it shows which objects would delay the unloading of a module. With
+//! `CONFIG_RUST_PERCPU_REF_DEBUG`, it also lists each shared object and its holders.
 //!
-//! Nothing in it is a snapshot: objects come and go while the file is read.
+//! The list is not a snapshot, because objects are allocated and freed while the file is read.
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
@@ -29,11 +29,12 @@ use crate::{
 };
 use core::ptr;
 
-/// The folder and the file in debugfs. They are removed when this is dropped.
+/// The directory and the file in debugfs, which are removed when this is dropped.
 ///
-/// The kernel crate's files in debugfs do not hold the module that they belong to. A file that is
-/// closed after the module has gone then calls what is not there any more: `full_proxy_release()`
-/// in fs/debugfs/file.c. So this calls C, and an open file holds the library.
+/// The files of the kernel crate's `debugfs` module do not hold a reference to their module. If
+/// such a file is closed after the module was unloaded, the kernel calls code that is gone:
+/// `full_proxy_release()` in fs/debugfs/file.c. Therefore this calls C, and an open file holds a
+/// reference to the library.
 #[pin_data(PinnedDrop)]
 pub struct Listing {
     #[cfg_attr(not(CONFIG_DEBUG_FS), allow(dead_code))] // Then there is no file.
@@ -41,14 +42,16 @@ pub struct Listing {
     folder: *mut bindings::dentry,
 }
 
-// SAFETY: The folder may be removed by any thread.
+// SAFETY: Any thread can remove the directory.
 unsafe impl Send for Listing {}
 
 // SAFETY: A shared reference gives no access to the fields.
 unsafe impl Sync for Listing {}
 
 impl Listing {
-    /// Creates the file, which belongs to `module`. If debugfs refuses it, there is none.
+    /// Creates the file, which belongs to `module`.
+    ///
+    /// If debugfs refuses to create it, there is no file.
     ///
     /// # Context
     ///
@@ -66,8 +69,9 @@ impl Listing {
                 },
                 folder: ptr::null_mut(),
             };
-            // SAFETY: `this` is valid for writes, and pinned, so the operations are there until the
-            // folder is removed. Errors may be passed on.
+            // SAFETY: `this` is valid for writes and pinned, so the operations are valid until the
+            // directory is removed. The functions of debugfs accept errors that other functions of
+            // debugfs returned.
             unsafe {
                 this.write(listing);
                 #[cfg(CONFIG_DEBUG_FS)]
@@ -94,7 +98,8 @@ impl Listing {
 #[pinned_drop]
 impl PinnedDrop for Listing {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: It came from `debugfs_create_dir()`, and is null or an error if there is none.
+        // SAFETY: `folder` came from `debugfs_create_dir()`, or is null. `debugfs_remove()` ignores
+        // null and errors.
         #[cfg(CONFIG_DEBUG_FS)]
         unsafe {
             bindings::debugfs_remove(self.folder)
@@ -102,17 +107,21 @@ impl PinnedDrop for Listing {
     }
 }
 
+/// Opens the file.
+///
 /// # Safety
 ///
-/// Must be called by the kernel, to open a file.
+/// Must be called by the kernel to open the file.
 unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-    // SAFETY: By the safety requirements of this function, `file` is about to be opened.
+    // SAFETY: By the safety requirements of this function, `file` is valid and being opened.
     unsafe { bindings::single_open(file, Some(show), ptr::null_mut()) }
 }
 
+/// Writes the contents of the file.
+///
 /// # Safety
 ///
-/// Must be called by the kernel, to read a file.
+/// Must be called by the kernel to read the file.
 unsafe extern "C" fn show(file: *mut bindings::seq_file, _data: *mut c_void) -> c_int {
     // SAFETY: By the safety requirements of this function, `file` is valid.
     let file = unsafe { SeqFile::from_raw(file) };
@@ -125,12 +134,14 @@ unsafe extern "C" fn show(file: *mut bindings::seq_file, _data: *mut c_void) -> 
     }
 }
 
-/// What a class's objects are listed under.
+/// The heading that the objects of a class are listed under.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// A module, by the first bytes of its name and a null. The kernel itself has no name.
+    /// A module, by the first bytes of its name and a null.
+    ///
+    /// The kernel itself has an empty name.
     Module([u8; 64]),
-    /// A module that is about to be unloaded.
+    /// A module that is being unloaded.
     Going,
     /// A module that was unloaded.
     Gone,
@@ -139,10 +150,10 @@ enum Place {
 impl Place {
     fn of(class: &Class) -> Self {
         match class.enter() {
-            // The operations lie in the module as well, but may have no symbol before them.
+            // The operations are in the module as well, but there may be no symbol before them.
             Some(running) => Self::of_function(running.ops().release as usize),
             None if class.is_abandoned() => Self::Gone,
-            // Or for a moment, a class that a module is about to take.
+            // This may also be a class that a module has claimed but does not use yet.
             None => Self::Going,
         }
     }
@@ -150,14 +161,14 @@ impl Place {
     fn of_function(function: usize) -> Self {
         let mut name = [0; 64];
         let mut buffer = [0u8; 1024];
-        // "function+offset/size [module]", without the last part for the kernel itself.
+        // The text is "function+offset/size [module]", without "[module]" for the kernel itself.
         //
-        // SAFETY: The buffer has more than the `KSYM_SYMBOL_LEN` bytes of include/linux/kallsyms.h.
+        // SAFETY: The buffer is larger than `KSYM_SYMBOL_LEN` in include/linux/kallsyms.h.
         unsafe { bindings::sprint_symbol(buffer.as_mut_ptr().cast(), function as c_ulong) };
         let text = buffer.split(|&byte| byte == 0).next().unwrap_or_default();
         let module = text.split(|&byte| byte == b'[').nth(1).unwrap_or_default();
         let module = module.split(|&byte| byte == b']' || byte == b' ').next();
-        // The last byte stays null.
+        // The last byte remains null.
         for (to, from) in name[..63].iter_mut().zip(module.unwrap_or_default()) {
             *to = *from;
         }
@@ -179,9 +190,9 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is listed.
+/// The contents of the file.
 struct Objects {
-    /// The classes that have objects, with their number, by module.
+    /// The classes that have objects, with the number of objects, sorted by module.
     rows: KVVec<(Place, &'static Class, usize)>,
     #[cfg(CONFIG_RUST_PERCPU_REF_DEBUG)]
     details: Details,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Finding counted objects by way of RCU.
+//! Lookup of counted objects under RCU.
 
 use super::{
     count::{
@@ -45,23 +45,23 @@ use core::{
     },
 };
 
-/// A place for a [`PercpuRef`] where readers find it without a lock, and writers replace it.
+/// An RCU-protected pointer that owns a [`PercpuRef`], or is empty.
 ///
-/// A reader finds the object and gets a reference to it in a single RCU read-side critical section,
-/// or with [`Counted::RCU_TASKS`] in one of RCU Tasks, which is inside the methods of this type,
-/// and inlined. To use an object without a reference, only inside of a critical section, there is
+/// Readers find the object and get a reference to it without a lock. Writers replace the object.
+/// The lookup and the get are in one RCU read-side critical section, or with
+/// [`Counted::RCU_TASKS`], in one of RCU Tasks. The critical section is inside the methods of this
+/// type, and inlined. To use an object without a reference, only in a critical section, use
 /// [`RcuCell`](crate::sync::rcu::RcuCell).
 ///
-/// A reader may find an object that has just been replaced. It gets a reference as long as
-/// [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`] on that object succeeds, so after a
-/// [`replace`](Self::replace) the owner of the old object should kill it. If the object was
-/// released already, the reader gets no reference; the memory that it learns this from is freed
-/// only after the grace period that waits for such sections, even if the object was taken out long
-/// before its end.
+/// A reader may find an object that has already been replaced. It gets a reference if
+/// [`PercpuRef::try_get`] or [`PercpuRef::try_get_live`] on that object would succeed. After a
+/// [`replace`](Self::replace), the owner of the old object should therefore kill it. A reader that
+/// finds an object which was released gets no reference. Reading the count is safe in any case,
+/// because the memory is freed only after a grace period that waits for the reader.
 ///
 /// # Invariants
 ///
-/// `inner` is null, or came from a [`PercpuRef`] that this owns, with a count that is published.
+/// `inner` is null, or came from a [`PercpuRef`] that this owns, whose count is published.
 ///
 /// # Examples
 ///
@@ -82,7 +82,7 @@ use core::{
 /// // A reader, on any CPU.
 /// let route = default_route.try_get().ok_or(ENOENT)?;
 ///
-/// // A writer. Readers find the new one; the old one ends when they are done with it.
+/// // A writer. New readers find the new route. The old one is released after its last reader.
 /// let new = UniquePercpuRef::new(Route { gateway: 2 }, GFP_KERNEL)?;
 /// drop(default_route.replace(Some(new.into())));
 /// assert_eq!(route.gateway, 1);
@@ -91,22 +91,25 @@ use core::{
 #[doc(alias = "__rcu")]
 pub struct RcuPercpuRef<T: Counted, K: Kind = Once> {
     inner: Atomic<*mut Inner<T>>,
-    /// The calls of `remove()` that have taken an object out, or are about to, and have not waited
-    /// for its release yet.
+    /// The number of calls of `remove()` that have not returned from their wait yet.
     removing: Atomic<usize>,
     _owns: PhantomData<PercpuRef<T, K>>,
 }
 
-// SAFETY: It owns a `PercpuRef<T, K>`, which is `Send` and `Sync`, and gives it out or takes it in
-// on any thread.
+// SAFETY: An `RcuPercpuRef` owns a `PercpuRef<T, K>`, which is `Send` and `Sync`, and any thread
+// can replace it.
 unsafe impl<T: Counted, K: Kind> Send for RcuPercpuRef<T, K> {}
 
-// SAFETY: It gives out and takes in a `PercpuRef<T, K>`, which is `Send` and `Sync`, and all that
-// is done by `&self` is atomic.
+// SAFETY: A `&RcuPercpuRef` lets any thread replace the `PercpuRef<T, K>`, which is `Send` and
+// `Sync`, and each operation is atomic.
 unsafe impl<T: Counted, K: Kind> Sync for RcuPercpuRef<T, K> {}
 
 impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
-    /// Makes an empty place.
+    /// Creates an empty pointer.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     pub const fn empty() -> Self {
         Self {
             inner: Atomic::new(ptr::null_mut()),
@@ -115,9 +118,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         }
     }
 
-    /// Tries to get a reference to the object in this place, as [`PercpuRef::try_get`] does.
+    /// Tries to get a reference to the object, as [`PercpuRef::try_get`] does.
     ///
-    /// What was done before the object was put here is visible to the caller.
+    /// Returns `None` if the pointer is empty.
+    ///
+    /// All writes before the object was published here are visible to the caller.
     ///
     /// # Context
     ///
@@ -132,10 +137,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         Some(unsafe { PercpuRefGuard::new(inner) })
     }
 
-    /// Tries to get `n` references to the object in this place, as [`PercpuRef::try_get_many`]
-    /// does.
+    /// Tries to get `n` references to the object, as [`PercpuRef::try_get_many`] does.
     ///
-    /// What was done before the object was put here is visible to the caller.
+    /// Returns `None` if the pointer is empty.
+    ///
+    /// All writes before the object was published here are visible to the caller.
     ///
     /// # Context
     ///
@@ -150,9 +156,11 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         Some(unsafe { PercpuRefBatch::new(inner, n) })
     }
 
-    /// Tries to get a reference to the object in this place, as [`PercpuRef::try_get_live`] does.
+    /// Tries to get a reference to a live object, as [`PercpuRef::try_get_live`] does.
     ///
-    /// What was done before the object was put here is visible to the caller.
+    /// Returns `None` if the pointer is empty.
+    ///
+    /// All writes before the object was published here are visible to the caller.
     ///
     /// # Context
     ///
@@ -167,7 +175,7 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         Some(unsafe { PercpuRefGuard::new(inner) })
     }
 
-    /// Finds the object in this place and adds `n` references to it, in one [`Section`].
+    /// Finds the object and adds `n` references to it, in one [`Section`].
     #[inline(always)]
     fn get_found(&self, n: usize, live: bool) -> Option<NonNull<Inner<T>>> {
         let section = Section::enter(Inner::<T>::TASKS);
@@ -175,52 +183,54 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
             section.leave();
             return None;
         };
-        // The count comes first in the object.
+        // The count is the first field of the object.
         let count = inner.cast();
-        // SAFETY: `find()` was called in `section`, so the count is valid until that ends.
+        // SAFETY: `find()` was called in `section`, so the count is valid until the section ends.
         unsafe { Count::try_get_found(count, n, live, section) }.then_some(inner)
     }
 
-    /// Returns the object that is in this place.
+    /// Returns the object, or `None` if the pointer is empty.
     ///
-    /// If this is called in a [`Section`] of the type's kind or in an RCU read-side critical
-    /// section, the memory of the count stays until that ends. The object may be gone, and its
-    /// hold, too: the count is there to be asked for references and for its state, and for nothing
-    /// else.
+    /// If the caller is in a [`Section`] of the type's kind or in an RCU read-side critical
+    /// section, the memory of the count is valid until that section ends. The object may be dropped
+    /// already, and its hold may be gone, so the caller must only read the count's state and try to
+    /// add references.
     #[inline(always)]
     fn find(&self) -> Option<NonNull<Inner<T>>> {
-        // Pairs with the `Full` in `replace()`: the object is seen as it was made
-        // (litmus: place-sees-maker). The hold of the place was there when it was found. Since the
-        // count is published, the memory is freed a grace period after the last hold
-        // (`Count::end()`), and until then `word` and `atomic` stay as they are
-        // (litmus: place-memory-stays).
+        // Pairs with the `Full` in `replace()`: the writes that initialised the object are visible
+        // (litmus: place-sees-maker). When the object was found, this pointer owned a hold of it.
+        // Since the count is published, its memory is freed a grace period after the last hold
+        // (`Count::end()`). Until then `word` and `atomic` are valid (litmus: place-memory-stays).
         NonNull::new(load_acquire(&self.inner))
     }
 
-    /// Gives up a reference for a pointer that this place may own.
+    /// Converts a [`PercpuRef`] into a pointer that `inner` can own.
     fn published(new: PercpuRef<T, K>) -> *mut Inner<T> {
         new.count().publish();
         ManuallyDrop::new(new).inner.as_ptr()
     }
 
-    /// Takes back what [`published`](Self::published) gave up.
+    /// Converts back from the pointer that [`published`](Self::published) returned.
     ///
     /// # Safety
     ///
-    /// `inner` must have come from [`published`](Self::published), and must be taken back once.
+    /// `inner` must have come from [`published`](Self::published), and must be converted back once.
     unsafe fn owned(inner: NonNull<Inner<T>>) -> PercpuRef<T, K> {
-        // INVARIANT: By the safety requirements of this function, this is the reference that was
-        // given up, with its hold.
+        // INVARIANT: By the safety requirements of this function, the hold of the [`PercpuRef`]
+        // that `published()` converted is owned by this value alone.
         PercpuRef {
             inner,
             _kind: PhantomData,
         }
     }
 
-    /// Puts another reference, or none, into this place, and returns what was there.
+    /// Replaces the [`PercpuRef`], and returns the old one.
     ///
-    /// What was done before is visible to readers that find the new one. The old one can be used
-    /// on, or dropped at once; readers may find it until a grace period has passed.
+    /// With `None`, the pointer becomes empty.
+    ///
+    /// All writes before this call are visible to readers that find the new object. The returned
+    /// [`PercpuRef`] can be used further, or dropped immediately. Until a grace period has elapsed,
+    /// readers may still find the old object.
     ///
     /// # Context
     ///
@@ -229,15 +239,17 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     pub fn replace(&self, new: Option<PercpuRef<T, K>>) -> Option<PercpuRef<T, K>> {
         let new = new.map_or(ptr::null_mut(), Self::published);
 
-        // INVARIANT: The new one is owned from here on, and the old one no more.
+        // INVARIANT: This pointer owns the new `PercpuRef` from here on. The caller owns the old
+        // one.
         let old = NonNull::new(self.inner.xchg(new, Full))?;
-        // SAFETY: By the type invariant, it was owned here.
+        // SAFETY: By the type invariant, `old` came from a `PercpuRef` that this owned.
         Some(unsafe { Self::owned(old) })
     }
 
-    /// Puts a reference into this place if it is empty, and else gives it back.
+    /// Publishes a [`PercpuRef`] if the pointer is empty.
     ///
-    /// What was done before is visible to readers that find it.
+    /// Otherwise returns `new`. All writes before this call are visible to readers that find the
+    /// object.
     ///
     /// # Context
     ///
@@ -246,23 +258,50 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
     pub fn insert(&self, new: PercpuRef<T, K>) -> Result<(), PercpuRef<T, K>> {
         let new = Self::published(new);
 
-        // INVARIANT: If it succeeds, the new one is owned from here on.
+        // INVARIANT: If the operation succeeds, this pointer owns the new `PercpuRef` from here on.
         match self.inner.cmpxchg(ptr::null_mut(), new, Full) {
             Ok(_) => Ok(()),
-            // SAFETY: `new` came from `published()`, and the place does not own it. It is not null.
+            // SAFETY: `new` came from `published()`, so it is not null, and this pointer does not
+            // own it.
             Err(_) => Err(unsafe { Self::owned(NonNull::new_unchecked(new)) }),
         }
     }
 
-    /// Puts another reference, or none, into this place if it still has the object that `current`
-    /// is a reference to. Returns what was there, or gives back `new` if that was something else.
+    /// Replaces the [`PercpuRef`] if its object is the one that `current` is a reference to.
     ///
-    /// Because `current` keeps the object alive, a new object at the same address is not taken for
-    /// it.
+    /// With `None`, the pointer becomes empty. Returns the old [`PercpuRef`], or if the object is
+    /// another one or the pointer is empty, returns `new` as an error.
+    ///
+    /// Since `current` keeps the object alive, a new object cannot have the same address.
     ///
     /// # Context
     ///
     /// Can be called from any context except NMI.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::sync::percpu_ref::{Counted, RcuPercpuRef, UniquePercpuRef};
+    ///
+    /// struct Route {
+    ///     gateway: u32,
+    /// }
+    ///
+    /// impl Counted for Route {}
+    ///
+    /// let default_route = RcuPercpuRef::<Route>::empty();
+    /// let route = UniquePercpuRef::new(Route { gateway: 1 }, GFP_KERNEL)?;
+    /// assert!(default_route.insert(route.into()).is_ok());
+    ///
+    /// // Replace the route that was found, unless another writer was first.
+    /// let current = default_route.try_get().ok_or(ENOENT)?;
+    /// let gateway = current.gateway + 1;
+    /// let new = UniquePercpuRef::new(Route { gateway }, GFP_KERNEL)?;
+    /// assert!(default_route.replace_if(&current, Some(new.into())).is_ok());
+    /// assert_eq!(default_route.try_get().ok_or(ENOENT)?.gateway, 2);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[doc(alias("cmpxchg", "rcu_assign_pointer"))]
     pub fn replace_if(
         &self,
@@ -272,34 +311,54 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
         let current = current.inner();
         let new = new.map_or(ptr::null_mut(), Self::published);
 
-        // INVARIANT: If it succeeds, the new one is owned from here on, and the old one no more.
+        // INVARIANT: If the operation succeeds, this pointer owns the new `PercpuRef` from here on,
+        // and the caller owns the old one.
         match self.inner.cmpxchg(current.as_ptr(), new, Full) {
-            // SAFETY: By the type invariant, it was owned here.
+            // SAFETY: By the type invariant, `current` came from a `PercpuRef` that this owned.
             Ok(_) => Ok(unsafe { Self::owned(current) }),
             Err(_) => Err(NonNull::new(new).map(|new| {
-                // SAFETY: `new` came from `published()`, and the place does not own it.
+                // SAFETY: `new` came from `published()`, and this pointer does not own it.
                 unsafe { Self::owned(new) }
             })),
         }
     }
 
-    /// Takes the object out of this place, kills it, and waits for its release. Returns `true` if
-    /// this call took it out.
+    /// Removes the object: empties the pointer, kills the object, and waits for its release.
     ///
-    /// If the place is empty because another call of this has taken the object out, waits until
-    /// that call has seen the release. So whichever thread removes first, no request to the object
-    /// is under way when this returns to any of them.
+    /// Returns `true` if this call emptied the pointer. If the pointer is empty because another
+    /// call of this function has emptied it, waits until that call has seen the release. When any
+    /// of these calls returns, it is guaranteed that no request to the object is in flight.
     ///
-    /// The wait is that of [`PercpuRef::wait_released`].
+    /// Waits as [`PercpuRef::wait_released`] does.
     ///
     /// # Context
     ///
     /// Sleeps, so must be called from process context. A thread that holds a [`PercpuRefGuard`] of
-    /// the object waits for itself. So may one that holds a guard of an object which was put into
-    /// the place later: a call that finds the place empty waits for all calls that are under way.
+    /// the object deadlocks. A thread that holds a guard of an object which was published here
+    /// later can deadlock, too, because a call that finds the pointer empty waits for all calls
+    /// that are in flight.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::prelude::*;
+    /// use kernel::sync::percpu_ref::{Counted, RcuPercpuRef, UniquePercpuRef};
+    ///
+    /// struct Device;
+    /// impl Counted for Device {}
+    ///
+    /// let device = RcuPercpuRef::<Device>::empty();
+    /// device.replace(Some(UniquePercpuRef::new(Device, GFP_KERNEL)?.into()));
+    /// assert!(device.try_get_live().is_some());
+    ///
+    /// assert!(device.remove());
+    /// assert!(device.try_get_live().is_none());
+    /// assert!(!device.remove());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[doc(alias("percpu_ref_kill", "wait_for_completion"))]
     pub fn remove(&self) -> bool {
-        // Before the place is seen to be empty, by the `Full` in `replace()`
+        // Ordered before another CPU can see the pointer empty, by the `Full` in `replace()`
         // (litmus: remove-waits).
         self.removing.add(1, Relaxed);
         let old = self.replace(None);
@@ -307,12 +366,13 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
             old.kill_quietly(false);
             old.wait_released();
         }
-        // `Full`, for `wake_up_var()`. Pairs with the `Acquire` below (litmus: remove-waits).
+        // `wake_up_var()` needs `Full`. It also pairs with the `Acquire` below
+        // (litmus: remove-waits).
         if self.removing.fetch_sub(1, Full) == 1 {
             wake_up_var(&raw const self.removing);
         }
         if old.is_none() {
-            // A call that has found an object is counted until its wait is over.
+            // A call that has found an object is counted in `removing` until its wait is over.
             wait_var_event(&raw const self.removing, || {
                 self.removing.load(Acquire) == 0
             });
@@ -323,11 +383,12 @@ impl<T: Counted, K: Kind> RcuPercpuRef<T, K> {
 
 impl<T: Counted, K: Kind> fmt::Debug for RcuPercpuRef<T, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The formatter may sleep, so it is not called in the critical section.
+        // The formatter may sleep, so it must not be called in the critical section.
         let found = {
             let _section = read_lock();
             self.find().map(|inner| {
-                // SAFETY: `find()` was called in this critical section.
+                // SAFETY: `find()` was called in this critical section, so the count is valid until
+                // it ends.
                 let count = unsafe { &(*inner.as_ptr()).count };
                 (count.describe(), count.references())
             })
@@ -346,6 +407,11 @@ impl<T: Counted, K: Kind> Default for RcuPercpuRef<T, K> {
 }
 
 impl<T: Counted, K: Kind> From<PercpuRef<T, K>> for RcuPercpuRef<T, K> {
+    /// Creates an RCU-protected pointer that owns `new`.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context except NMI.
     fn from(new: PercpuRef<T, K>) -> Self {
         let place = Self::empty();
         place.replace(Some(new));
@@ -354,7 +420,11 @@ impl<T: Counted, K: Kind> From<PercpuRef<T, K>> for RcuPercpuRef<T, K> {
 }
 
 impl<T: Counted, K: Kind> Drop for RcuPercpuRef<T, K> {
-    /// Drops what is in this place, in the contexts that a [`PercpuRef`] can be dropped in.
+    /// Drops the [`PercpuRef`], which kills its object.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context in which a [`PercpuRef`] can be dropped.
     fn drop(&mut self) {
         self.replace(None);
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for the change of a variable, with wake-ups that can come from any context.
+//! Waits for the change of a variable, with wake-ups that can come from any context.
 //!
-//! `wake_up_var()` takes a `spinlock_t`, which sleeps on PREEMPT_RT, and which lockdep reports in a
-//! hard interrupt on every kernel with `PROVE_RAW_LOCK_NESTING`. A [`WaitQueue`] takes raw locks
-//! only: its own, and that of a completion for each waiter.
+//! `wake_up_var()` takes a `spinlock_t`. This lock sleeps on PREEMPT_RT, and lockdep reports it in
+//! a hard interrupt on every kernel with `PROVE_RAW_LOCK_NESTING`. A [`WaitQueue`] takes raw locks
+//! only: its own lock, and the lock of a completion for each waiter.
 //!
-//! A variable stands for the event by its address alone, so its memory can be freed before the
-//! wake-up is called.
+//! Only the address of a variable identifies the event, so the memory of the variable can be freed
+//! before the wake-up is called.
 //!
 //! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
 
@@ -34,12 +34,12 @@ use core::{
     ptr, //
 };
 
-/// The threads that wait for variables of some objects.
+/// The threads that wait for the change of a variable.
 ///
 /// # Invariants
 ///
-/// The list that begins at `first` is changed, and walked, under `lock`. Each waiter on it is a
-/// local variable of a thread that is inside [`WaitQueue::wait_event`].
+/// The list that begins at `first` is changed and walked under `lock` only. Each waiter on the list
+/// is a local variable of a thread that is inside [`WaitQueue::wait_event`].
 #[pin_data]
 pub(super) struct WaitQueue {
     #[pin]
@@ -47,16 +47,17 @@ pub(super) struct WaitQueue {
     first: Atomic<*mut Waiter>,
 }
 
+/// A thread that waits for the change of a variable.
 struct Waiter {
     var: *const c_void,
     wake: Opaque<bindings::completion>,
     next: Cell<*mut Waiter>,
 }
 
-/// What can end a wait besides the event.
+/// The events other than the change that can end a wait.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Until {
-    /// Nothing.
+    /// No other event.
     Done,
     /// A fatal signal.
     Killed,
@@ -74,7 +75,7 @@ impl WaitQueue {
         let key = key_ptr(static_lock_class!());
         pin_init!(Self {
             lock <- Opaque::ffi_init(move |lock| {
-                // SAFETY: `lock` is valid for writes, and pinned. The key is static.
+                // SAFETY: `lock` is valid for writes and pinned. `key` and `name` are static.
                 unsafe { bindings::__raw_spin_lock_init(lock, name, key) }
             }),
             first: Atomic::new(ptr::null_mut()),
@@ -86,18 +87,23 @@ impl WaitQueue {
         // SAFETY: The lock was initialised by `new()`, and is pinned.
         let flags = unsafe { bindings::raw_spin_lock_irqsave(self.lock.get()) };
         let result = f();
-        // SAFETY: We hold the lock.
+        // SAFETY: We hold the lock, and `flags` is what taking it returned.
         unsafe { bindings::raw_spin_unlock_irqrestore(self.lock.get(), flags) };
         result
     }
 
-    /// Sleeps until `is_done` returns `true`, or for `timeout` at most if there is one.
+    /// Sleeps until `is_done` returns `true`, or for at most `timeout` if there is one.
     ///
-    /// Each change that can make it so must be followed by a [`wake_up`](Self::wake_up) of `var`.
-    /// `is_done` must load what the caller relies on with `Acquire`.
+    /// Each change that can make `is_done` return `true` must be followed by a
+    /// [`wake_up`](Self::wake_up) of `var`. `is_done` must load what the caller relies on with
+    /// `Acquire`.
     ///
-    /// Fails with `ETIMEDOUT` after the timeout, and with `EINTR` after a fatal signal if `until`
-    /// says so.
+    /// Fails with `ETIMEDOUT` when the timeout is over, and with `EINTR` after a fatal signal if
+    /// `until` is [`Until::Killed`].
+    ///
+    /// # Context
+    ///
+    /// Sleeps, so must be called from process context.
     pub(super) fn wait_event<T>(
         &self,
         var: *const T,
@@ -115,11 +121,11 @@ impl WaitQueue {
             wake: Opaque::uninit(),
             next: Cell::new(ptr::null_mut()),
         };
-        // SAFETY: `waiter` does not move from here on, and is taken off the list below.
+        // SAFETY: `waiter` is not moved from here on, and is removed from the list below.
         unsafe { bindings::init_completion(waiter.wake.get()) };
         self.add(&waiter);
 
-        // One more than the timeout, since the current jiffy is not a whole one.
+        // One more jiffy than the timeout, because the current jiffy has already begun.
         let mut left = timeout.map_or(c_long::MAX, |timeout| {
             let ms = timeout.as_millis().clamp(0, i64::from(i32::MAX)) as c_uint;
             msecs_to_jiffies(ms)
@@ -129,10 +135,10 @@ impl WaitQueue {
         // Pairs with the barrier in `wake_up()`: either the waker sees the waiter, or we see the
         // change (litmus: no-lost-wake-up).
         //
-        // SAFETY: Can be called from any context.
+        // SAFETY: `smp_mb()` can be called from any context.
         unsafe { bindings::smp_mb() };
         while !is_done() && left > 0 {
-            // SAFETY: We are in process context, and the completion is initialised.
+            // SAFETY: By the context of this function, we can sleep. The completion is initialised.
             left = unsafe {
                 match until {
                     Until::Done => {
@@ -157,6 +163,7 @@ impl WaitQueue {
         }
     }
 
+    /// Adds a waiter to the list.
     fn add(&self, waiter: &Waiter) {
         self.locked(|| {
             waiter.next.set(self.first.load(Relaxed));
@@ -165,7 +172,7 @@ impl WaitQueue {
         });
     }
 
-    /// Takes a waiter off the list, after which no wake-up uses it.
+    /// Removes a waiter from the list, so that no wake-up uses it after this.
     fn remove(&self, waiter: &Waiter) {
         self.locked(|| {
             let this = ptr::from_ref(waiter).cast_mut();
@@ -174,7 +181,8 @@ impl WaitQueue {
                 return;
             }
             let mut other = self.first.load(Relaxed);
-            // SAFETY: By the type invariant, the waiters on the list are valid.
+            // SAFETY: By the type invariant, the waiters on the list are valid while we hold the
+            // lock.
             while let Some(before) = unsafe { other.as_ref() } {
                 other = before.next.get();
                 if other == this {
@@ -185,29 +193,31 @@ impl WaitQueue {
         });
     }
 
-    /// Wakes up all threads that wait for the change of `var` that was just made.
+    /// Wakes up all threads that wait for the change of `var`.
     ///
-    /// The memory of `var` need not be valid any more.
+    /// Must be called after the change. The memory of `var` may have been freed.
     ///
     /// # Context
     ///
-    /// Can be called from any context except NMI. Takes a raw lock if there are waiters, for as
-    /// long as it takes to look at each of them.
+    /// Can be called from any context except NMI. If there are waiters, takes a raw lock while it
+    /// walks the list of waiters.
     pub(super) fn wake_up<T>(&self, var: *const T) {
         // Pairs with the barrier in `wait_event()`: either we see the waiter, or the waiter sees
         // the change (litmus: no-lost-wake-up).
         //
-        // SAFETY: Can be called from any context.
+        // SAFETY: `smp_mb()` can be called from any context.
         unsafe { bindings::smp_mb() };
         if self.first.load(Relaxed).is_null() {
             return;
         }
         self.locked(|| {
             let mut next = self.first.load(Relaxed);
-            // SAFETY: By the type invariant, the waiters on the list are valid.
+            // SAFETY: By the type invariant, the waiters on the list are valid while we hold the
+            // lock.
             while let Some(waiter) = unsafe { next.as_ref() } {
                 if waiter.var == var.cast() {
-                    // SAFETY: `wait_event()` has initialised the completion.
+                    // SAFETY: `wait_event()` has initialised the completion before it added the
+                    // waiter to the list.
                     unsafe { bindings::complete(waiter.wake.get()) };
                 }
                 next = waiter.next.get();
@@ -216,16 +226,17 @@ impl WaitQueue {
     }
 }
 
-/// Sleeps until `is_done` returns `true`, for a variable whose changes are followed by
-/// [`wake_up_var`].
+/// Sleeps until `is_done` returns `true`.
+///
+/// Each change of `var` that can make `is_done` return `true` must be followed by [`wake_up_var`].
 ///
 /// # Context
 ///
-/// Must be called from process context.
+/// Sleeps, so must be called from process context.
 pub(super) fn wait_var_event<T>(var: *const T, is_done: impl Fn() -> bool) {
     let var = var.cast_mut().cast::<c_void>();
     let entry = Opaque::<bindings::wait_bit_queue_entry>::uninit();
-    // SAFETY: `entry` does not move, and is taken off the queue below.
+    // SAFETY: `entry` is not moved, and is removed from the queue below.
     let (queue, wait) = unsafe {
         bindings::init_wait_var_entry(entry.get(), var, 0);
         (
@@ -241,19 +252,21 @@ pub(super) fn wait_var_event<T>(var: *const T, is_done: impl Fn() -> bool) {
         if is_done() {
             break;
         }
-        // SAFETY: We are in process context.
+        // SAFETY: By the context of this function, we can sleep.
         unsafe { bindings::schedule() };
     }
     // SAFETY: The queue lives as long as the kernel, and `wait` is initialised.
     unsafe { bindings::finish_wait(queue, wait) };
 }
 
-/// Wakes up the threads in [`wait_var_event`] for `var`, after a change that was fully ordered.
+/// Wakes up the threads that wait for `var` in [`wait_var_event`].
+///
+/// Must be called after a change of `var` that was fully ordered.
 ///
 /// # Context
 ///
 /// Must be called from process context.
 pub(super) fn wake_up_var<T>(var: *const T) {
-    // SAFETY: The function uses only the address.
+    // SAFETY: `wake_up_var()` uses only the address of `var`.
     unsafe { bindings::wake_up_var(var.cast_mut().cast()) };
 }

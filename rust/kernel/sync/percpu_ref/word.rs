@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The word that each get and put reads: the address of the counters, and flags in the bits below.
+//! The word that each get and put reads: the address of the counters, with flags in the low bits.
 
 use crate::{
     percpu::Local,
@@ -9,7 +9,7 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// Some of the flags in a [`Word`].
+/// A set of flags of a [`Word`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flags(usize);
 
@@ -19,12 +19,14 @@ pub(super) const DEAD: Flags = Flags(1 << 0);
 /// Atomic mode was asked for.
 #[doc(alias = "force_atomic")]
 pub(super) const FORCE: Flags = Flags(1 << 1);
-/// A transition is under way.
+/// A transition is in flight.
 pub(super) const BUSY: Flags = Flags(1 << 2);
 
 /// No flag.
 pub(super) const NONE: Flags = Flags(0);
-/// All flags. If any is set, gets and puts use the atomic.
+/// All flags.
+///
+/// If any of them is set, gets and puts use the atomic.
 #[doc(alias = "__PERCPU_REF_ATOMIC")]
 const ATOMIC: Flags = DEAD.union(FORCE).union(BUSY);
 
@@ -37,7 +39,7 @@ impl Flags {
     }
 }
 
-/// The address of per-CPU counters, and flags.
+/// The address of per-CPU counters, with flags.
 ///
 /// # Invariants
 ///
@@ -47,8 +49,8 @@ impl Flags {
 #[repr(transparent)]
 pub(super) struct Word(*mut c_void);
 
-// SAFETY: A `Word` is a pointer, which has the same size and alignment as `*const c_void`, is
-// round-trip transmutable to it, and can be sent to other threads.
+// SAFETY: A `Word` is a transparent wrapper of a `*mut c_void`. It has the size and alignment of a
+// `*const c_void`, is round-trip transmutable to it, and can be sent to other threads.
 unsafe impl AtomicType for Word {
     type Repr = *const c_void;
 }
@@ -56,14 +58,15 @@ unsafe impl AtomicType for Word {
 impl Word {
     /// Creates a word from the address of allocated per-CPU counters.
     pub(super) fn new(counters: NonNull<c_void>, flags: Flags) -> Self {
-        // INVARIANT: By the caller.
+        // INVARIANT: The caller passes what `PerCpu::into_raw()` returned.
         Self(counters.as_ptr()).with(flags)
     }
 
     /// Returns the address of the counters.
     #[inline(always)]
     pub(super) fn counters(self) -> NonNull<c_void> {
-        // SAFETY: By the type invariant, this is not null.
+        // SAFETY: By the type invariant, the pointer without its flags is one that
+        // `PerCpu::into_raw()` returned, which is not null.
         unsafe { NonNull::new_unchecked(self.without(ATOMIC).0) }
     }
 

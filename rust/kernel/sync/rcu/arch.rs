@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Loads and stores that are inlined into the caller.
+//! Loads and stores that are always inlined into the caller.
 //!
-//! Without `CONFIG_RUST_INLINE_HELPERS`, [`Atomic::load`] is a call, in each get, put and lookup.
+//! Without `CONFIG_RUST_INLINE_HELPERS`, [`Atomic::load`] is a function call, which each get, put
+//! and lookup would make.
 
 use crate::sync::atomic::{
     Atomic,
@@ -13,17 +14,18 @@ use crate::sync::atomic::{
 #[doc(alias = "READ_ONCE")]
 #[inline(always)]
 pub(crate) fn read_once<T: AtomicType>(from: &Atomic<T>) -> T {
-    // SAFETY: The variable is valid. Other CPUs change it by atomic operations, with which a
-    // volatile load can race by the kernel's memory model.
+    // SAFETY: The variable is valid. Other CPUs change it by atomic operations, which a volatile
+    // load may race with by the kernel's memory model.
     unsafe { from.as_ptr().read_volatile() }
 }
 
-/// Loads a pointer that was published with `Full` ordering, as `load(Acquire)` does. On other
-/// architectures than x86-64 and arm64 that is what it calls.
+/// Loads a pointer that was published with `Full` ordering, as `load(Acquire)` does.
 ///
-/// C's `rcu_dereference()` orders only what is reached through the pointer. That is not enough for
-/// safe code, which may read any memory that the publishing thread has written before, for example
-/// a static that the object is the proof of (litmus: place-sees-maker).
+/// On architectures other than x86-64 and arm64, this calls `load(Acquire)`.
+///
+/// C's `rcu_dereference()` orders only accesses by means of the pointer. This is not enough for
+/// safe code, which may read any memory that the publishing thread has written before: for example
+/// a static whose initialisation the object proves (litmus: place-sees-maker).
 #[doc(alias("smp_load_acquire", "rcu_dereference"))]
 #[inline(always)]
 pub(crate) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
@@ -46,25 +48,25 @@ mod imp {
 
     #[inline(always)]
     pub(super) fn load_acquire<T>(from: &Atomic<*mut T>) -> *mut T {
-        // SAFETY: The variable is valid. Other CPUs change it by atomic operations, with which a
-        // volatile load can race by the kernel's memory model.
+        // SAFETY: The variable is valid. Other CPUs change it by atomic operations, which a
+        // volatile load may race with by the kernel's memory model.
         let value = unsafe { from.as_ptr().read_volatile() };
-        // The CPU does not reorder loads, so this only stops the compiler, which assumes that
+        // The CPU does not reorder loads, so only the compiler must be stopped. It assumes that
         // `asm!` accesses all memory.
         //
-        // SAFETY: Does nothing.
+        // SAFETY: There is no instruction.
         unsafe { asm!("", options(nostack, preserves_flags)) };
         value
     }
 
     #[inline(always)]
     pub(super) fn store_release<T>(to: &Atomic<*mut T>, value: *mut T) {
-        // The CPU does not reorder stores, so this only stops the compiler.
+        // The CPU does not reorder stores, so only the compiler must be stopped.
         //
-        // SAFETY: Does nothing.
+        // SAFETY: There is no instruction.
         unsafe { asm!("", options(nostack, preserves_flags)) };
-        // SAFETY: The variable is valid. Other CPUs access it by atomic operations, with which a
-        // volatile store can race by the kernel's memory model.
+        // SAFETY: The variable is valid. Other CPUs access it by atomic operations, which a
+        // volatile store may race with by the kernel's memory model.
         unsafe { to.as_ptr().write_volatile(value) };
     }
 }
@@ -80,7 +82,7 @@ mod imp {
         let value;
         // The compiler assumes that `asm!` accesses all memory.
         //
-        // SAFETY: The variable is valid, and aligned.
+        // SAFETY: The variable is valid and aligned, so the instruction can load it.
         unsafe {
             asm!(
                 "ldar {}, [{}]",
@@ -94,7 +96,7 @@ mod imp {
 
     #[inline(always)]
     pub(super) fn store_release<T>(to: &Atomic<*mut T>, value: *mut T) {
-        // SAFETY: The variable is valid, and aligned.
+        // SAFETY: The variable is valid and aligned, so the instruction can store to it.
         unsafe {
             asm!(
                 "stlr {}, [{}]",

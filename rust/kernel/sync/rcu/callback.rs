@@ -2,26 +2,18 @@
 
 //! RCU callbacks that own their object.
 //!
-//! An [`RcuCallbackBox<T>`] holds a `T` together with the `struct rcu_head` that `call_rcu()`
-//! needs. Since the memory is there already, [`RcuCallbackBox::call`] cannot fail. After a grace
-//! period the box is passed to [`RcuCallback::run`], once, which can drop it, keep it, or queue it
-//! again. For an object that is only dropped then, there is [`RcuBox`](super::RcuBox).
+//! An [`RcuCallbackBox<T>`] contains a `T` and the `struct rcu_head` that `call_rcu()` needs. Since
+//! the memory is allocated already, [`RcuCallbackBox::call`] cannot fail. After a grace period,
+//! [`RcuCallback::run`] is called once with the box. It can drop the box, keep it, or queue it
+//! again. If an object only needs to be dropped after a grace period, use
+//! [`RcuBox`](super::RcuBox).
 //!
-//! [`call`] waits as long as the system likes, to save power: under `CONFIG_RCU_LAZY` that may be
-//! seconds. [`call_hurry`] starts a grace period soon, for callers that wait for the callback.
+//! [`call`] lets the system delay the grace period to save power, with `CONFIG_RCU_LAZY` by
+//! seconds. [`call_hurry`] does not, and is for callers that wait for the callback.
 //!
 //! # Callbacks and modules
 //!
-//! A callback of a module must not run after the module's code is gone. In C, each module's exit
-//! function must call `rcu_barrier()`. Here, that is done for each module that has queued a
-//! callback when its exit function has returned, for RCU Tasks as well. Then the module is marked
-//! as closed, and both are waited for again. From the mark on, and until the memory of the module
-//! is used for another one, a callback of the module is not queued: its object is leaked, with a
-//! warning.
-//! Otherwise a callback that always queues itself again would keep its module forever.
-//!
-//! A callback belongs to the module that contains the code of its [`RcuCallback`]. Code of other
-//! modules that the object points to is not kept.
+//! The library keeps a module's code in memory until its callbacks have run: see [`RcuCallback`].
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -46,7 +38,7 @@ use core::{
     ptr::NonNull, //
 };
 
-/// What `call_rcu()` keeps of an object while it waits.
+/// A `struct rcu_head`, by which an object waits for a grace period.
 #[doc(alias("rcu_head", "callback_head"))]
 #[repr(transparent)]
 pub struct RcuHead(Opaque<bindings::callback_head>);
@@ -58,9 +50,9 @@ unsafe impl Send for RcuHead {}
 unsafe impl Sync for RcuHead {}
 
 impl RcuHead {
-    /// Creates a head, for an object whose pointer implements [`RcuPointer`].
+    /// Creates a head for an object whose pointer implements [`RcuPointer`].
     pub const fn new() -> Self {
-        // `call_rcu()` sets all of it.
+        // `call_rcu()` initialises the head.
         Self(Opaque::uninit())
     }
 }
@@ -77,24 +69,25 @@ impl Default for RcuHead {
     }
 }
 
-/// A pointer that owns an object with an [`RcuHead`] in it, so that it can be given to [`call`].
+/// A pointer that owns an object with an [`RcuHead`], and can be passed to [`call`].
 ///
-/// Most users need only [`RcuBox`](super::RcuBox) or [`RcuCallbackBox`], which implements this.
+/// Most users need only [`RcuBox`](super::RcuBox), or [`RcuCallbackBox`], which implements this
+/// trait.
 ///
 /// # Safety
 ///
-/// From [`into_head`](Self::into_head) until [`from_head`](Self::from_head), the head must stay
+/// From [`into_head`](Self::into_head) until [`from_head`](Self::from_head), the head must be
 /// valid, must not move, and must not be used by other code. `IN_KERNEL_CRATE` must be `false`
 /// outside of the kernel crate.
 pub unsafe trait RcuPointer: Send + Sized + 'static {
-    /// Whether the callback lies in the kernel crate, so that no module must be kept for it.
+    /// Whether the callback is in the kernel crate, so that no module is kept for it.
     ///
-    /// The callback is a generic function, so it lies where [`call`] is instantiated. For these
-    /// types, that is in functions that are neither generic nor inlined.
+    /// The callback is a generic function, so its code is where [`call`] is instantiated. For the
+    /// types with `true`, this is in functions that are neither generic nor inlined.
     #[doc(hidden)]
     const IN_KERNEL_CRATE: bool = false;
 
-    /// Converts into a pointer to the head in the object.
+    /// Converts the pointer into a pointer to the head in the object.
     fn into_head(self) -> NonNull<RcuHead>;
 
     /// Converts back from the pointer that [`into_head`](Self::into_head) returned.
@@ -109,24 +102,26 @@ pub unsafe trait RcuPointer: Send + Sized + 'static {
     ///
     /// # Context
     ///
-    /// Called from softirq or a kernel thread of RCU's with bottom halves disabled. Must not sleep.
+    /// Called from softirq context or from a kernel thread of RCU with bottom halves disabled. Must
+    /// not sleep.
     fn run(self);
 }
 
-/// Implements [`RcuPointer`] for `$pointer`, a structure that has a `NonNull<$object>` and nothing
-/// else. `$object` has an [`RcuHead`] in its field `$head`.
+/// Implements [`RcuPointer`] for a structure `$pointer` whose only field is a `NonNull<$object>`.
 ///
-/// The comment at the use of this must argue for the safety requirements of [`RcuPointer`], and
-/// that the object is valid as long as there is a `$pointer`.
+/// `$object` must have an [`RcuHead`] in its field `$head`. The comment at the use of this macro
+/// must argue for the safety requirements of [`RcuPointer`], and that the object is valid as long
+/// as there is a `$pointer`.
 macro_rules! impl_rcu_pointer {
     (unsafe impl RcuPointer for $pointer:ident($object:ty, $head:ident), $run:expr) => {
-        // SAFETY: By the argument at the use of this macro.
+        // SAFETY: The comment at the use of this macro argues for the safety requirements of
+        // `RcuPointer`.
         unsafe impl RcuPointer for $pointer {
             const IN_KERNEL_CRATE: bool = true;
 
             fn into_head(self) -> NonNull<RcuHead> {
-                // SAFETY: By the argument at the use of this macro, the object is valid. The
-                // address of a field is not null.
+                // SAFETY: By the comment at the use of this macro, the object is valid. The address
+                // of a field is not null.
                 unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).$head) }
             }
 
@@ -136,7 +131,8 @@ macro_rules! impl_rcu_pointer {
                 let object = unsafe {
                     NonNull::new_unchecked($crate::container_of!(head.as_ptr(), $object, $head))
                 };
-                // INVARIANT: `into_head()` gave up the value for this object.
+                // INVARIANT: `into_head()` converted the value for this object, and this is the
+                // only one made of it.
                 Self(object)
             }
 
@@ -148,14 +144,33 @@ macro_rules! impl_rcu_pointer {
 }
 pub(crate) use impl_rcu_pointer;
 
-/// Queues [`RcuPointer::run`] to run after a grace period. The system may delay the grace period.
+/// Queues [`RcuPointer::run`] to run after a grace period, which the system may delay.
 ///
-/// The callback sees what the caller wrote before, and what was done in read-side critical sections
-/// that may have begun before the call.
+/// The writes of the caller before this call are visible to the callback. So are the accesses in
+/// all read-side critical sections that may have begun before this call.
 ///
 /// # Context
 ///
 /// Can be called from any context except NMI.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{prelude::*, sync::rcu::{self, RcuCallback, RcuCallbackBox}};
+///
+/// struct Page(u32);
+///
+/// impl RcuCallback for Page {
+///     fn run(this: RcuCallbackBox<Self>) {
+///         pr_info!("no reader uses page {} any more\n", this.0);
+///     }
+/// }
+///
+/// rcu::call(RcuCallbackBox::new(Page(1), GFP_KERNEL)?);
+/// // For callers that wait for the callback:
+/// rcu::call_hurry(RcuCallbackBox::new(Page(2), GFP_KERNEL)?);
+/// # Ok::<(), Error>(())
+/// ```
 #[doc(alias("call_rcu", "call_rcu_sched"))]
 pub fn call<P: RcuPointer>(pointer: P) {
     queue(pointer, bindings::call_rcu, run_callback::<P>);
@@ -173,21 +188,39 @@ pub fn call_hurry<P: RcuPointer>(pointer: P) {
     queue(pointer, bindings::call_rcu_hurry, run_callback::<P>);
 }
 
-/// Queues [`RcuPointer::run`] to run after a grace period of RCU Tasks, and another one of RCU.
+/// Queues [`RcuPointer::run`] to run after a grace period of RCU Tasks and then one of RCU.
 ///
 /// A grace period of RCU Tasks waits for each task, running or preempted, until the task sleeps,
 /// runs in user space or in a guest, or calls `cond_resched_tasks_rcu_qs()`. It does not wait for
-/// idle tasks, nor for interrupts, which the grace period of RCU waits for. The callback sees what
-/// was done before that.
+/// idle tasks and interrupts; the grace period of RCU waits for these. All accesses before any of
+/// these points are visible to the callback.
 ///
-/// The wait takes some tenths of a second, and as long as a task runs in the kernel without any of
-/// these. `cond_resched()` is none of them, so a task that polls must sleep. RCU Tasks is not made
-/// for many callbacks a second. `rcu_barrier()` does not wait for these callbacks; unloading does.
-/// Without `CONFIG_TASKS_RCU`, this is [`call_hurry`].
+/// The wait takes some tenths of a second, and lasts as long as a task runs in the kernel without
+/// any of these points. `cond_resched()` is not such a point, so a task that polls must sleep. RCU
+/// Tasks is not made for many callbacks a second. `rcu_barrier()` does not wait for these
+/// callbacks, but unloading a module does. Without `CONFIG_TASKS_RCU`, this function is
+/// [`call_hurry`].
 ///
 /// # Context
 ///
 /// Can be called from any context except NMI.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{prelude::*, sync::rcu::{self, RcuCallback, RcuCallbackBox}};
+///
+/// struct Trampoline;
+///
+/// impl RcuCallback for Trampoline {
+///     fn run(_this: RcuCallbackBox<Self>) {
+///         pr_info!("no task runs in the trampoline any more\n");
+///     }
+/// }
+///
+/// rcu::call_tasks(RcuCallbackBox::new(Trampoline, GFP_KERNEL)?);
+/// # Ok::<(), Error>(())
+/// ```
 #[doc(alias = "call_rcu_tasks")]
 pub fn call_tasks<P: RcuPointer>(pointer: P) {
     if cfg!(CONFIG_TASKS_RCU) {
@@ -201,12 +234,13 @@ pub fn call_tasks<P: RcuPointer>(pointer: P) {
 type CallRcu = unsafe extern "C" fn(*mut bindings::callback_head, bindings::rcu_callback_t);
 type Callback = unsafe extern "C" fn(*mut bindings::callback_head);
 
+/// Passes a callback to `call_rcu`, or leaks its object if the module of the callback is closed.
 fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu, callback: Callback) {
     let _section;
     if !P::IN_KERNEL_CRATE {
         // Pairs with `unload::module_going()`: either `may_queue()` sees the mark, or
         // `synchronize_rcu()` there waits for this critical section, and the `rcu_barrier()` after
-        // it for our callback (litmus: begun-or-closed).
+        // it waits for our callback (litmus: begun-or-closed).
         let section = read_lock();
         if !unload::may_queue(callback as *const c_void, &section) {
             pr_warn_once!("RCU callback of an unloaded module: leaking its object\n");
@@ -217,17 +251,17 @@ fn queue<P: RcuPointer>(pointer: P, call_rcu: CallRcu, callback: Callback) {
     }
 
     let head = pointer.into_head();
-    // A reference to the head would lose the right to the object around it, which `from_head`
-    // needs.
+    // `from_head()` needs the provenance of the whole object, so this must not create a reference
+    // to the head.
     //
     // SAFETY: By the safety requirements of `RcuPointer`, the head is valid until `from_head()`.
     let head = Opaque::cast_into(unsafe { &raw const (*head.as_ptr()).0 });
-    // SAFETY: By the safety requirements of `RcuPointer`, the head is used by this call alone until
+    // SAFETY: By the safety requirements of `RcuPointer`, only this call uses the head until
     // `run_callback()` calls `from_head()`.
     unsafe { call_rcu(head, Some(callback)) };
 }
 
-/// Goes on to wait for RCU.
+/// Waits for RCU, after RCU Tasks.
 ///
 /// # Safety
 ///
@@ -238,6 +272,8 @@ unsafe extern "C" fn run_after_tasks<P: RcuPointer>(head: *mut bindings::callbac
     unsafe { bindings::call_rcu_hurry(head, Some(run_callback::<P>)) };
 }
 
+/// Runs the callback of a `P`.
+///
 /// # Safety
 ///
 /// Must be called by RCU, once for each time that [`queue`] passed it a head of a `P`.
@@ -250,22 +286,40 @@ unsafe extern "C" fn run_callback<P: RcuPointer>(head: *mut bindings::callback_h
 }
 
 /// An object that can be passed to RCU in an [`RcuCallbackBox`].
+///
+/// # Modules
+///
+/// A callback of a module must not run after the module's code is freed. In C, the exit function of
+/// each such module must call `rcu_barrier()`. Here, the library does this when the exit function
+/// has returned, for RCU Tasks as well, if the module has queued a callback. Then it marks the
+/// module as closed and waits again. From then on, until the module's memory is used for another
+/// module, no callback of the module is queued: its object is leaked, with a warning. Without the
+/// mark, a callback that queues itself again each time would keep its module loaded.
+///
+/// A callback belongs to the module that contains the code of its `RcuCallback`. The code of other
+/// modules that the object points to is not kept.
 pub trait RcuCallback: Send + Sized + 'static {
-    /// Runs after the grace period that [`RcuCallbackBox::call`] asked for.
+    /// Runs after the grace period that [`RcuCallbackBox::call`] waits for.
     ///
-    /// An object that is only dropped after the grace period needs no callback: see
-    /// [`RcuBox`](super::RcuBox).
+    /// If an object only needs to be dropped after the grace period, use [`RcuBox`](super::RcuBox)
+    /// instead.
     ///
     /// # Context
     ///
-    /// Called from softirq or a kernel thread of RCU's with bottom halves disabled. Must not sleep.
+    /// Called from softirq context or from a kernel thread of RCU with bottom halves disabled. Must
+    /// not sleep.
     fn run(this: RcuCallbackBox<Self>);
 }
 
-/// A pinned object that is passed to RCU for a callback, which gets the object back.
+/// A pinned object that is passed to RCU, and that its callback gets back.
 ///
-/// RCU readers cannot see the object: before the call its owner can change it, and dropping the box
+/// RCU readers cannot see the object: its owner can change it before the call, and dropping the box
 /// frees it at once. An object that readers can see is owned by an [`RcuBox`](super::RcuBox).
+///
+/// # Context
+///
+/// Can be dropped in any context in which the object can be dropped, except NMI. On PREEMPT_RT,
+/// must not be dropped in hard interrupts or with preemption disabled, because this frees memory.
 ///
 /// # Examples
 ///
@@ -290,8 +344,10 @@ pub trait RcuCallback: Send + Sized + 'static {
 #[must_use = "if unused, the object is dropped again at once"]
 pub struct RcuCallbackBox<T>(Pin<KBox<Node<T>>>);
 
-/// An object and what RCU needs. The head is first, since `kvfree_call_rcu()` needs an offset below
-/// 4096, and finds memory of `vmalloc()` by the page of its head.
+/// An object with its RCU head.
+///
+/// The head is the first field, because `kvfree_call_rcu()` needs an offset below 4096, and finds
+/// memory of `vmalloc()` by the page of the head.
 #[pin_data]
 #[repr(C)]
 pub(super) struct Node<T> {
@@ -319,7 +375,9 @@ impl<T: RcuCallback> RcuCallbackBox<T> {
     ///
     /// # Context
     ///
-    /// May sleep if `flags` allow it, and then must be called from process context.
+    /// If `flags` allow blocking, may sleep and must be called from process context. Otherwise, can
+    /// be called from any context except NMI. On PREEMPT_RT, must not be called from hard
+    /// interrupts or with preemption disabled.
     pub fn new<E>(init: impl PinInit<T, E>, flags: Flags) -> Result<Self>
     where
         Error: From<E>,
@@ -328,12 +386,20 @@ impl<T: RcuCallback> RcuCallbackBox<T> {
     }
 
     /// Passes the object to RCU, as [`call`] does.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context except NMI.
     #[doc(alias("call_rcu", "call_rcu_sched"))]
     pub fn call(self) {
         call(self);
     }
 
     /// Passes the object to RCU, as [`call_hurry`] does.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context except NMI.
     #[doc(alias = "call_rcu_hurry")]
     pub fn call_hurry(self) {
         call_hurry(self);
@@ -342,6 +408,10 @@ impl<T: RcuCallback> RcuCallbackBox<T> {
 
 impl<T> RcuCallbackBox<T> {
     /// Returns a pinned mutable reference to the object.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     pub fn as_pin_mut(&mut self) -> Pin<&mut T> {
         self.0.as_mut().project().value
     }
@@ -367,10 +437,11 @@ impl<T: Unpin> DerefMut for RcuCallbackBox<T> {
     }
 }
 
-// SAFETY: The box owns the node, which is pinned. No other code uses its head.
+// SAFETY: The box owns the node, which is pinned, and no other code uses its head.
+// `IN_KERNEL_CRATE` is `false`.
 unsafe impl<T: RcuCallback> RcuPointer for RcuCallbackBox<T> {
     fn into_head(self) -> NonNull<RcuHead> {
-        // SAFETY: The node does not move before `from_head()` makes a pinned box of it again.
+        // SAFETY: The node is not moved before `from_head()` makes a pinned box of it again.
         let node = KBox::into_raw(unsafe { Pin::into_inner_unchecked(self.0) });
 
         // SAFETY: `node` is valid, so the address of its field is not null.

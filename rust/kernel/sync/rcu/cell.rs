@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Places where RCU readers find objects.
+//! Cells in which RCU readers find objects.
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -28,17 +28,17 @@ use core::{
     },
 };
 
-/// A place for an [`RcuBox`] where readers find its object without a lock, and writers replace it.
+/// A cell that owns an [`RcuBox`] which readers find under RCU, or is empty.
 ///
-/// A reader uses what it has found until its RCU read-side critical section ends. A writer gets the
-/// old box back, and can go on to use it. When the old box is dropped, its object is dropped after
-/// a grace period, so that no reader loses it.
+/// Readers find the object without a lock, and can use it until their RCU read-side critical
+/// section ends. Writers replace the box and get the old box back, which they can use further. When
+/// the old box is dropped, its object is dropped after a grace period, so readers can still use it.
 ///
-/// Several writers that each change a part must take a lock. They copy the old object in a
-/// critical section, and allocate the new one after it.
+/// If several writers each change a part of the object, they must take a lock. A writer copies the
+/// old object in a critical section, and allocates the new object after the section.
 ///
-/// The kernel does not drop statics. A module that has a place in a static must call
-/// [`take`](Self::take) in its exit function, or else what is in the place is leaked.
+/// The kernel does not drop statics. A module with a cell in a static must call
+/// [`take`](Self::take) in its exit function. Otherwise the object in the cell is leaked.
 ///
 /// # Invariants
 ///
@@ -46,8 +46,8 @@ use core::{
 ///
 /// # Examples
 ///
-/// Settings that are replaced as a whole, so that a reader never sees one half of the old ones and
-/// one half of the new ones:
+/// Settings are replaced as a whole, so a reader never sees a part of the old settings together
+/// with a part of the new settings:
 ///
 /// ```
 /// use kernel::{prelude::*, sync::rcu::{self, RcuBox, RcuCell}};
@@ -68,7 +68,7 @@ use core::{
 ///
 /// fn set(budget: u32, period: u32) -> Result {
 ///     let new = RcuBox::new(Settings { budget, period }, GFP_KERNEL)?;
-///     // The old ones are freed when no reader can see them any more.
+///     // The old settings are freed when no reader can see them any more.
 ///     drop(SETTINGS.replace(Some(new)));
 ///     Ok(())
 /// }
@@ -90,7 +90,11 @@ pub struct RcuCell<T: Send + Sync + 'static, A: RcuAllocator = Kmalloc> {
 }
 
 impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
-    /// Makes an empty place.
+    /// Creates an empty cell.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     #[doc(alias = "RCU_INIT_POINTER")]
     pub const fn empty() -> Self {
         // INVARIANT: The pointer is null.
@@ -100,9 +104,9 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
         }
     }
 
-    /// Returns a reference to the object in this place, or `None` if the place is empty.
+    /// Returns a reference to the object, or `None` if the cell is empty.
     ///
-    /// What a writer has done before it put the object into the place is visible to the caller.
+    /// All writes before the object was published here are visible to the caller.
     ///
     /// # Context
     ///
@@ -110,18 +114,20 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
     #[doc(alias = "rcu_dereference")]
     #[inline]
     pub fn load<'a>(&'a self, _section: &'a Guard) -> Option<&'a T> {
-        // Pairs with the `Full` in `replace()`: the object is seen as it was made
+        // Pairs with the `Full` in `replace()`: the writes that initialised the object are visible
         // (litmus: place-sees-maker).
         let node = NonNull::new(load_acquire(&self.node))?;
-        // SAFETY: By the type invariant, the node is that of a box which this place owned in the
-        // critical section, so that the box is dropped later than the section began.
+        // SAFETY: By the type invariant, the node is that of a box which this cell owned in the
+        // critical section, so the box is dropped after the section began.
         Some(unsafe { RcuBox::<T, A>::value_of(node) })
     }
 
-    /// Puts another box, or none, into this place, and returns what was there.
+    /// Replaces the box, and returns the old box.
     ///
-    /// What was done before is visible to readers that find the new object. Readers may use the old
-    /// one until a grace period has passed, which dropping its box waits for.
+    /// With `None`, the cell becomes empty.
+    ///
+    /// All writes before this call are visible to readers that find the new object. Readers may use
+    /// the old object until a grace period has elapsed, which dropping its box waits for.
     ///
     /// # Context
     ///
@@ -129,18 +135,19 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
     #[doc(alias("rcu_replace_pointer", "rcu_assign_pointer", "RCU_INIT_POINTER"))]
     pub fn replace(&self, new: Option<RcuBox<T, A>>) -> Option<RcuBox<T, A>> {
         let new = new.map_or(ptr::null_mut(), |new| RcuBox::into_node(new).as_ptr());
-        // `Full` pairs with `load_acquire()` in `load()`. It also makes what another writer has
-        // done before it put the old object here visible to us (litmus: place-sees-maker).
+        // `Full` pairs with `load_acquire()` in `load()`. It also makes the writes of another
+        // writer visible to us, if they come before that writer published the old object
+        // (litmus: place-sees-maker).
         //
-        // INVARIANT: The new box is owned from here on, and the old one no more.
+        // INVARIANT: This cell owns the new box from here on. The caller owns the old box.
         let old = NonNull::new(self.node.xchg(new, Full))?;
-        // SAFETY: By the type invariant, the box of the old node was owned here.
+        // SAFETY: By the type invariant, this cell owned the box of the old node.
         Some(unsafe { RcuBox::from_node(old) })
     }
 
-    /// Takes the box out of this place, and leaves the place empty.
+    /// Takes the box out of the cell, which becomes empty.
     ///
-    /// Readers may use the object until a grace period has passed, which dropping the box waits
+    /// Readers may use the object until a grace period has elapsed, which dropping the box waits
     /// for.
     ///
     /// # Context
@@ -153,8 +160,10 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> RcuCell<T, A> {
 }
 
 impl<T: Send + Sync + 'static, A: RcuAllocator> fmt::Debug for RcuCell<T, A> {
-    /// Tells whether the place is empty. The object is not shown, because its formatter may sleep,
-    /// which must not happen in a critical section.
+    /// Tells whether the cell is empty.
+    ///
+    /// The object is not shown, because its formatter may sleep, which is not allowed in a critical
+    /// section.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_empty = self.load(&read_lock()).is_none();
         f.write_str(if is_empty {
@@ -172,8 +181,13 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> Default for RcuCell<T, A> {
 }
 
 impl<T: Send + Sync + 'static, A: RcuAllocator> From<RcuBox<T, A>> for RcuCell<T, A> {
+    /// Creates a cell that owns `new`.
+    ///
+    /// # Context
+    ///
+    /// Can be called from any context.
     fn from(new: RcuBox<T, A>) -> Self {
-        // INVARIANT: The box is owned by the place.
+        // INVARIANT: The cell owns the box from here on.
         Self {
             node: Atomic::new(RcuBox::into_node(new).as_ptr()),
             _owns: PhantomData,
@@ -182,7 +196,7 @@ impl<T: Send + Sync + 'static, A: RcuAllocator> From<RcuBox<T, A>> for RcuCell<T
 }
 
 impl<T: Send + Sync + 'static, A: RcuAllocator> Drop for RcuCell<T, A> {
-    /// Drops the box in this place, so that its object is dropped after a grace period.
+    /// Drops the box, so that its object is dropped after a grace period.
     ///
     /// # Context
     ///

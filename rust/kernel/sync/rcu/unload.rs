@@ -3,11 +3,11 @@
 //! Keeps the code of RCU callbacks in memory until they have run.
 //!
 //! [`module_coming`] must be called before a module runs any code. [`module_going`] must be called
-//! when its exit function has returned, or its init function has failed, and before its memory is
-//! freed. The code that `module!` generates does both.
+//! after the module's exit function has returned, or its init function has failed, and before its
+//! memory is freed. The code that `module!` generates calls both.
 //!
-//! A module that never queued a callback does not pay a grace period: `QUEUED` tells which
-//! modules these are.
+//! For a module that never queued a callback, unloading waits for no grace period: `QUEUED` shows
+//! which modules have queued one.
 
 use super::{
     call_hurry,
@@ -73,32 +73,33 @@ impl ModuleMemory {
         }))
     }
 
-    /// Returns the memory of a module in a kernel that has no modules.
+    /// Returns an empty range, for kernels without modules.
     ///
     /// # Safety
     ///
-    /// None.
+    /// This function has no safety requirements.
     #[cfg(not(CONFIG_MODULES))]
     pub(crate) unsafe fn of(_module: *const bindings::module) -> Self {
         Self([])
     }
 
-    /// Returns whether `addr` lies in the module.
+    /// Returns whether `addr` is in the memory of the module.
     pub(crate) fn contains(&self, addr: usize) -> bool {
         self.0
             .iter()
             .any(|&(base, size)| addr.wrapping_sub(base) < size)
     }
 
-    /// Returns whether the module has a page in the slot `number` of [`QUEUED`].
+    /// Returns whether one of the module's pages belongs to the slot `number` of [`QUEUED`].
     fn has_page(&self, number: usize) -> bool {
         self.0.iter().any(|&(base, size)| {
-            // The ranges of a module begin at pages.
+            // The ranges of a module are aligned to pages.
             let first = base / bindings::PAGE_SIZE;
             number.wrapping_sub(first) % SLOTS < size.div_ceil(bindings::PAGE_SIZE)
         })
     }
 
+    /// Returns whether the two modules have memory in common.
     fn overlaps(&self, other: &Self) -> bool {
         self.0.iter().any(|&(base, size)| {
             other.0.iter().any(|&(other_base, other_size)| {
@@ -120,34 +121,37 @@ pub(crate) unsafe fn name_of<'a>(module: *const bindings::module) -> &'a CStr {
     unsafe { CStr::from_char_ptr((&raw const (*module).name).cast()) }
 }
 
-/// Returns the name of a module in a kernel that has no modules.
+/// Returns an empty name, for kernels without modules.
 ///
 /// # Safety
 ///
-/// None.
+/// This function has no safety requirements.
 #[cfg(not(CONFIG_MODULES))]
 pub(crate) unsafe fn name_of<'a>(_module: *const bindings::module) -> &'a CStr {
     c""
 }
 
-/// The pages with the code of callbacks that were queued, each in the slot of its number.
+/// The pages with the code of callbacks that were queued, each in the slot of its page number.
 ///
-/// A slot is 0 if there is no such page, and [`MANY`] if there is more than one. Only
+/// A slot is 0 if there is no such page, and [`MANY`] if there is more than one page. Only
 /// [`wait_for_callbacks`] resets a slot.
 static QUEUED: [Atomic<usize>; SLOTS] = [const { Atomic::new(0) }; SLOTS];
 
-/// The number of slots. The pages of modules lie side by side.
+/// The number of slots.
+///
+/// The pages of a module are adjacent, so they belong to different slots.
 const SLOTS: usize = 128;
+/// In a slot of [`QUEUED`]: there is more than one page.
 const MANY: usize = 1;
 
-/// Remembers that the callback `text` is queued.
+/// Records that the callback `text` is queued.
 fn set_queued(text: usize) {
     let page = text & !(bindings::PAGE_SIZE - 1);
     let slot = &QUEUED[page / bindings::PAGE_SIZE % SLOTS];
     let mut old = slot.load(Relaxed);
     while old != page && old != MANY {
         let new = if old == 0 { page } else { MANY };
-        // `Relaxed`: `may_queue()` has a barrier (litmus: queued-or-closed).
+        // `Relaxed` is enough, because `may_queue()` has a barrier (litmus: queued-or-closed).
         match slot.cmpxchg(old, new, Relaxed) {
             Ok(_) => return,
             Err(found) => old = found,
@@ -155,7 +159,7 @@ fn set_queued(text: usize) {
     }
 }
 
-/// Returns the slots that may have a callback which lies in `memory`, with what is in them.
+/// Returns the slots that may have a callback of the module with this memory, and their contents.
 fn slots_in(memory: &ModuleMemory) -> impl Iterator<Item = (&'static Atomic<usize>, usize)> + '_ {
     QUEUED.iter().enumerate().filter_map(|(number, slot)| {
         let page = slot.load(Relaxed);
@@ -168,40 +172,42 @@ fn slots_in(memory: &ModuleMemory) -> impl Iterator<Item = (&'static Atomic<usiz
     })
 }
 
-/// Returns whether a module may have queued callbacks. It is `true` for a module that has, and
-/// almost always `false` for others.
+/// Returns whether a module may have queued callbacks.
+///
+/// The result is `true` for each module that has, and may be `true` for a module that has not.
 pub(crate) fn has_queued(memory: &ModuleMemory) -> bool {
     slots_in(memory).next().is_some()
 }
 
-/// Returns whether the callback `text` can be queued. If so, [`module_going`] waits for this
-/// critical section, and for the callback.
+/// Returns whether the callback `text` can be queued.
+///
+/// If so, [`module_going`] waits for this critical section, and for the callback.
 pub(super) fn may_queue(text: *const c_void, section: &Guard) -> bool {
     set_queued(text.addr());
-    // Pairs with the `Full` in `mark_closed()`: each thread that queues a callback has written, or
-    // has seen, the page of the callback, and then reads the list. The closing thread writes the
-    // list and then reads the slots. So either this sees that the module is closed, or the closing
-    // thread sees the page, and waits (litmus: queued-or-closed).
+    // Pairs with the `Full` in `mark_closed()`. This thread writes the page of the callback to its
+    // slot, or finds it there, and then reads the list. The thread that closes the module writes
+    // the list and then reads the slots. So either this sees that the module is closed, or the
+    // closing thread sees the page and waits (litmus: queued-or-closed).
     //
-    // SAFETY: Can be called from any context.
+    // SAFETY: `smp_mb()` can be called from any context.
     unsafe { bindings::smp_mb() };
     !is_closed(text, section)
 }
 
-/// A module that cannot begin anything new.
+/// An entry of the list of closed modules, which can create no object and queue no callback.
 ///
-/// It stays on the list until another module is loaded to the same place: after [`module_going`]
-/// has returned, code of the module can still run until the module is freed, in notifiers, in
-/// functions of `async_schedule()`, and in callbacks of parameters (`free_module()` in
-/// kernel/module/main.c).
+/// An entry stays on the list until another module is loaded into the same memory. After
+/// [`module_going`] has returned, code of the module can still run until the module is freed: in
+/// notifiers, in functions of `async_schedule()`, and in callbacks of parameters (`free_module()`
+/// in kernel/module/main.c).
 ///
 /// The list only grows. An entry whose state is [`FREE`] is used for the next module.
 ///
 /// # Invariants
 ///
-/// `memory` is only written by the thread that changed `state` from [`FREE`] to [`CLAIMED`]. No
-/// reader uses it in these two states, since a grace period passes before an entry becomes
-/// [`FREE`].
+/// `memory` is written only by the thread that changed `state` from [`FREE`] to [`CLAIMED`]. No
+/// reader uses `memory` in these two states, because an entry becomes [`FREE`] only after a grace
+/// period.
 struct Closed {
     state: Atomic<u32>,
     memory: UnsafeCell<ModuleMemory>,
@@ -211,12 +217,13 @@ struct Closed {
 
 /// In [`Closed::state`]: the entry is not used.
 const FREE: u32 = 0;
-/// In [`Closed::state`]: a thread is about to set the memory.
+/// In [`Closed::state`]: a thread is about to write the memory.
 const CLAIMED: u32 = 1;
 /// In [`Closed::state`]: the module is closed.
 const CLOSED: u32 = 2;
-/// In [`Closed::state`]: another module lies at the same place. Becomes [`FREE`] after a grace
-/// period.
+/// In [`Closed::state`]: another module was loaded into the same memory.
+///
+/// The entry becomes [`FREE`] after a grace period.
 const OPENED: u32 = 3;
 
 /// The first entry of the list.
@@ -224,8 +231,8 @@ static FIRST: Atomic<*mut Closed> = Atomic::new(ptr::null_mut());
 
 /// Returns all entries.
 fn entries() -> impl Iterator<Item = &'static Closed> {
-    // `Acquire` pairs with the `Full` in `claim()`, which published the entry, and orders those
-    // behind it, whose links are plain (litmus: closed-list).
+    // `Acquire` pairs with the `Full` in `claim()`, which published the entry. It also orders the
+    // entries behind the first, because the links are plain (litmus: closed-list).
     let mut next = FIRST.load(Acquire);
     iter::from_fn(move || {
         // SAFETY: Entries are not freed while the library is in use.
@@ -235,18 +242,18 @@ fn entries() -> impl Iterator<Item = &'static Closed> {
     })
 }
 
-/// Returns the entries of closed modules, whose memory can be used in this critical section.
+/// Returns the entries of closed modules, with memory that can be read in this critical section.
 fn closed(_section: &Guard) -> impl Iterator<Item = (&'static Closed, &ModuleMemory)> {
     entries()
-        // `Acquire` pairs with the `Full` in `mark_closed()`: the memory is that of the module
+        // `Acquire` pairs with the `Full` in `mark_closed()`, so the memory is that of the module
         // (litmus: closed-list).
         .filter(|entry| entry.state.load(Acquire) == CLOSED)
-        // SAFETY: The state was `CLOSED` in this critical section, so by the type invariant the
-        // memory is not written before its end.
+        // SAFETY: The state was `CLOSED` in this critical section, so by the type invariant, the
+        // memory is not written before the section ends.
         .map(|entry| (entry, unsafe { &*entry.memory.get() }))
 }
 
-/// Returns whether `text` lies in a module that must not begin anything.
+/// Returns whether `text` is in the memory of a closed module.
 pub(crate) fn is_closed(text: *const c_void, section: &Guard) -> bool {
     closed(section).any(|(_, memory)| memory.contains(text.addr()))
 }
@@ -254,7 +261,7 @@ pub(crate) fn is_closed(text: *const c_void, section: &Guard) -> bool {
 /// Returns an unused entry, in the state [`CLAIMED`].
 fn claim() -> &'static Closed {
     if let Some(entry) = entries().find(|entry| {
-        // `Acquire` pairs with the `Full` in `Opened::run()`: readers are done with the entry
+        // `Acquire` pairs with the `Full` in `Opened::run()`, so no reader uses the entry any more
         // (litmus: closed-entry-reuse).
         entry.state.load(Relaxed) == FREE && entry.state.cmpxchg(FREE, CLAIMED, Acquire).is_ok()
     }) {
@@ -269,12 +276,12 @@ fn claim() -> &'static Closed {
         };
         match KBox::new(entry, GFP_KERNEL) {
             Ok(entry) => break KBox::into_raw(entry),
-            // Unloading cannot fail.
+            // Unloading cannot fail, so this tries again.
             Err(_) => fsleep(Delta::from_millis(100)),
         }
     };
-    // SAFETY: `entry` is valid, and not published until `cmpxchg()` succeeds. `Full` pairs with the
-    // `Acquire` in `entries()` (litmus: closed-list).
+    // SAFETY: `entry` is valid, and is not published until the `cmpxchg()` succeeds. `Full` pairs
+    // with the `Acquire` in `entries()` (litmus: closed-list).
     while let Err(first) = FIRST.cmpxchg(unsafe { (*entry).next }, entry, Full) {
         // SAFETY: The `cmpxchg()` failed, so `entry` is still not published.
         unsafe { (*entry).next = first };
@@ -283,22 +290,26 @@ fn claim() -> &'static Closed {
     unsafe { &*entry }
 }
 
-/// Marks the module at `memory` as closed, so that it cannot begin anything new, until
-/// [`module_coming`].
+/// Marks the module with this memory as closed, until [`module_coming`].
+///
+/// A closed module can create no object and queue no callback.
 ///
 /// # Context
 ///
 /// May sleep, so must be called from process context.
 pub(crate) fn mark_closed(memory: &ModuleMemory) {
     let entry = claim();
-    // SAFETY: We have changed the state to `CLAIMED`.
+    // SAFETY: `claim()` has changed the state to `CLAIMED` for us, so by the type invariant, no
+    // other thread uses the memory.
     unsafe { entry.memory.get().write(*memory) };
-    // `Full` pairs with the `Acquire` in `closed()` (litmus: closed-list). The other direction is
-    // in `may_queue()` (litmus: queued-or-closed).
+    // `Full` pairs with the `Acquire` in `closed()` (litmus: closed-list), and with the barrier in
+    // `may_queue()` (litmus: queued-or-closed).
     entry.state.xchg(CLOSED, Full);
 }
 
-/// Waits until all callbacks that were queued before have run, but not for those that they queue.
+/// Waits until all callbacks that were queued before have run.
+///
+/// Does not wait for the callbacks that these callbacks queue.
 ///
 /// # Context
 ///
@@ -306,7 +317,7 @@ pub(crate) fn mark_closed(memory: &ModuleMemory) {
 pub(crate) fn barrier() {
     #[cfg(CONFIG_TASKS_RCU)]
     if uses_tasks() {
-        // A callback of RCU Tasks goes on to RCU: see `call_tasks()`.
+        // A callback of RCU Tasks is then queued for RCU: see `call_tasks()`.
         //
         // SAFETY: By the context of this function, we can sleep.
         unsafe { bindings::rcu_barrier_tasks() };
@@ -315,20 +326,21 @@ pub(crate) fn barrier() {
     unsafe { bindings::rcu_barrier() };
 }
 
-/// Whether a callback was ever passed to RCU Tasks. Others use RCU Tasks, too, and waiting for
-/// their callbacks takes long.
+/// Whether the library has ever passed a callback to RCU Tasks.
+///
+/// Other code uses RCU Tasks, too, and waiting for its callbacks takes long.
 static USES_TASKS: Atomic<u32> = Atomic::new(0);
 
-/// Remembers that a callback is about to be passed to RCU Tasks.
+/// Records that the library passes callbacks to RCU Tasks.
 pub(super) fn set_uses_tasks() {
-    // `Relaxed`: threads that wait for the callback are ordered after this, by what they know of
-    // the callback by, or by `synchronize_rcu()` (litmus: queued-to-tasks).
+    // `Relaxed` is enough: a thread that waits for the callback is ordered after this, by what it
+    // knows of the callback, or by `synchronize_rcu()` (litmus: queued-to-tasks).
     if USES_TASKS.load(Relaxed) == 0 {
         USES_TASKS.store(1, Relaxed);
     }
 }
 
-/// Returns whether a callback was ever passed to RCU Tasks.
+/// Returns whether the library has ever passed a callback to RCU Tasks.
 pub(crate) fn uses_tasks() -> bool {
     USES_TASKS.load(Relaxed) != 0
 }
@@ -342,11 +354,11 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
     if !has_queued(memory) {
         return;
     }
-    // After this, all critical sections see the mark, ... (litmus: begun-or-closed)
+    // After this, all critical sections see the mark (litmus: begun-or-closed).
     //
-    // SAFETY: We are in process context.
+    // SAFETY: By the context of this function, we can sleep.
     unsafe { bindings::synchronize_rcu() };
-    // ... so after this, no callback of the module is left.
+    // Since no callback of the module can be queued any more, none is left after this.
     barrier();
     for (slot, page) in slots_in(memory) {
         if page != MANY {
@@ -355,7 +367,7 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
     }
 }
 
-/// Lets a module begin callbacks, also if another module lay at the same place before.
+/// Removes the marks of closed modules whose memory `module` uses now.
 ///
 /// # Context
 ///
@@ -363,7 +375,7 @@ pub(crate) fn wait_for_callbacks(memory: &ModuleMemory) {
 ///
 /// # Safety
 ///
-/// `module` must be valid, and must not have run any code.
+/// `module` must be valid and must not have run any code.
 #[inline(never)] // It queues a callback: see `RcuPointer::IN_KERNEL_CRATE`.
 pub unsafe fn module_coming(module: *const bindings::module) {
     // SAFETY: By the safety requirements of this function, `module` is valid.
@@ -378,7 +390,7 @@ pub unsafe fn module_coming(module: *const bindings::module) {
     }
 }
 
-/// Waits until no callback of a module can run any more.
+/// Marks a module as closed, and waits until no callback of it can run any more.
 ///
 /// # Context
 ///
@@ -400,31 +412,31 @@ pub unsafe fn module_going(module: *const bindings::module) {
 ///
 /// # Safety
 ///
-/// No other function of this file must be called at the same time, and no RCU callback that was
-/// queued by [`module_coming`] must be left.
+/// No other function of this file must be called at the same time. No RCU callback that
+/// [`module_coming`] has queued must still be queued.
 #[cfg(MODULE)]
 pub(crate) unsafe fn free() {
     let mut next = FIRST.xchg(ptr::null_mut(), Full);
     while !next.is_null() {
-        // SAFETY: `claim()` made it a box. By the safety requirements of this function, no other
-        // thread uses it.
+        // SAFETY: `claim()` got this pointer from a box. By the safety requirements of this
+        // function, no other thread uses it.
         next = unsafe { KBox::from_raw(next) }.next;
     }
 }
 
-/// An entry that becomes [`FREE`] after a grace period.
+/// The RCU callback that changes the state of an entry to [`FREE`].
 ///
 /// # Invariants
 ///
-/// The state of the entry is [`OPENED`], and this value alone changes it.
+/// The state of the entry is [`OPENED`], and only this value changes it.
 struct Opened(NonNull<Closed>);
 
-// SAFETY: The state can be changed on any thread.
+// SAFETY: Any thread can change the state.
 unsafe impl Send for Opened {}
 
 impl_rcu_pointer! {
-    // SAFETY: Entries are not freed while the library is in use, and do not move. By the type
-    // invariant, there is one value for an entry, so its head is used once at a time.
+    // SAFETY: Entries are not freed while the library is in use, and are not moved. By the type
+    // invariant, there is one value for an entry, so its head is used by one callback at a time.
     unsafe impl RcuPointer for Opened(Closed, head), |Opened(entry): Opened| {
         // `Full` pairs with the `Acquire` in `claim()` (litmus: closed-entry-reuse).
         //

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Holders without `CONFIG_RUST_PERCPU_REF_DEBUG`: there is nothing to remember.
+//! Empty holders, for kernels without `CONFIG_RUST_PERCPU_REF_DEBUG`.
 
 use super::Kind;
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// A holder when the option is off.
+/// A holder that records nothing.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Holder;
 
@@ -39,6 +39,8 @@ impl Holder {
     #[inline(always)]
     pub(in super::super) fn into_foreign(self, _ptr: &mut *mut c_void) {}
 
+    /// Returns a holder that records nothing.
+    ///
     /// # Safety
     ///
     /// This function has no safety requirements.
@@ -48,7 +50,7 @@ impl Holder {
     }
 }
 
-/// A lock map when the option is off.
+/// A lock map that does nothing.
 pub(in super::super) struct LockMap;
 
 impl LockMap {
@@ -63,10 +65,12 @@ impl LockMap {
     pub(in super::super) fn may_wait(&self) {}
 }
 
-/// A held map when the option is off.
+/// A held map that does nothing.
 pub(in super::super) struct Held;
 
 impl Held {
+    /// Returns a held map that does nothing.
+    ///
     /// # Safety
     ///
     /// This function has no safety requirements.
@@ -76,6 +80,8 @@ impl Held {
     }
 }
 
+/// Does nothing.
+///
 /// # Safety
 ///
 /// This function has no safety requirements.
@@ -91,6 +97,8 @@ pub(in super::super) fn report_oldest(_count: Option<&Count>, _class: &Class) {}
 #[inline(always)]
 pub(in super::super) fn forget_sites(_memory: &ModuleMemory, _module: &CStr) {}
 
+/// Does nothing.
+///
 /// # Safety
 ///
 /// This function has no safety requirements.

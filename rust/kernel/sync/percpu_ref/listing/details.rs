@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The objects one by one, and what holds them.
+//! The details of the list: each object, with its holders.
 
 use crate::{
     fmt,
@@ -24,22 +24,23 @@ use core::{
     ptr, //
 };
 
-/// What the records said when they were read.
+/// The contents of all records when they were read.
 pub(super) struct Details {
-    /// The objects by class, the oldest first.
+    /// The objects, sorted by class, with the oldest first.
     objects: KVVec<Object>,
-    /// The holders by object, the oldest first. Those of one kind and site are in one entry, with
-    /// the age of the oldest.
+    /// The holders, sorted by object, with the oldest first.
+    ///
+    /// Holders of one kind and site share an entry, which has the age of the oldest.
     holders: KVVec<Entry>,
 }
 
 struct Object {
     made: Entry,
     state: &'static str,
-    /// While it lives.
+    /// The mode, while the object is live.
     mode: Option<&'static str>,
     references: Option<usize>,
-    /// How long ago it was killed, in seconds.
+    /// The seconds since the object was killed.
     killed: Option<u32>,
 }
 
@@ -56,21 +57,22 @@ impl Object {
     }
 }
 
-/// Returns the number of references, or `None` if the mode is changing. While the counters are
-/// added up, references may come and go, so the sum is no snapshot.
+/// Returns the number of references, or `None` if the mode is changing.
 ///
-/// The caller must be in an RCU read-side critical section.
+/// The number is not a snapshot, because CPUs can get and put references while the counters are
+/// added up. The caller must be in an RCU read-side critical section.
 fn references(count: &Count) -> Option<usize> {
     let word = count.word.load(Relaxed);
     if !word.is_percpu() {
         return count.references();
     }
-    // A 32-bit machine reads the counters of other CPUs in two steps.
+    // A 32-bit machine would read the counters of other CPUs in two steps.
     #[cfg(not(CONFIG_64BIT))]
     return None;
     #[cfg(CONFIG_64BIT)]
     {
-        // SAFETY: No flag is set, and the caller is in a read-side critical section.
+        // SAFETY: No flag is set, and the caller is in a read-side critical section, in which the
+        // count was found. So the counters are not freed before the section ends.
         let sum = unsafe { Count::counters(word) }.sum();
         let references = value::references(count.atomic.load(Relaxed).wrapping_add(sum))?;
         (references <= value::LIMIT).then_some(references as usize)
@@ -89,7 +91,7 @@ impl Details {
             Kind::Object => objects_len += 1,
             _ => holders_len += 1,
         });
-        // There may be more of them when they are read, and those beyond this are left out.
+        // There may be more records when they are read below. Those that do not fit are left out.
         let mut objects = KVVec::with_capacity(objects_len + objects_len / 8 + 64, GFP_KERNEL)?;
         let mut holders = KVVec::with_capacity(holders_len + holders_len / 8 + 64, GFP_KERNEL)?;
         holder::each(|count, entry| {
@@ -140,7 +142,7 @@ impl Details {
         Ok(())
     }
 
-    /// Writes what is missing in the list.
+    /// Writes the number of references that are missing in the list.
     pub(super) fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match holder::unrecorded() {
             0 => Ok(()),
@@ -170,7 +172,7 @@ impl Details {
     }
 }
 
-/// Merges entries that have the same object, kind and site.
+/// Merges the entries that have the same object, kind and site.
 fn sum_up(holders: &mut KVVec<Entry>) {
     let group = |entry: &Entry| (entry.count.addr(), entry.kind, entry.site);
     holders.sort_unstable_by_key(|entry| (group(entry), Reverse(entry.age)));
