@@ -45,7 +45,16 @@ fn check_ended_by(
 
 /// Batches of all sizes: those that the CPUs count, and those that are too large for that.
 pub(super) fn batches() -> Result<Outcome> {
-    for n in [1, 2, 63, 64, 65, 1000, 1 << (usize::BITS / 2), 1 << (usize::BITS - 6)] {
+    for n in [
+        1,
+        2,
+        63,
+        64,
+        65,
+        1000,
+        1 << (usize::BITS / 2),
+        1 << (usize::BITS - 6),
+    ] {
         let (thing, events) = Thing::shared()?;
         let mut batch = thing.try_get_many(n).ok_or(EIO)?;
 

@@ -17,7 +17,7 @@
 /* NULL, unless rust_percpu_ref_faults is there; it then stays until the put. */
 void *percpu_ref_test_get_fail_nth(void)
 {
-	/* Without modules it is a weak symbol, whose address is not NULL in each position-independent kernel. */
+	/* Without modules it is a weak symbol, whose address may not be NULL. */
 	return IS_ENABLED(CONFIG_MODULES) ? symbol_get(percpu_ref_test_fail_nth) : NULL;
 }
 
