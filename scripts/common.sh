@@ -277,14 +277,13 @@ mirror() {
 	release=$(. "${OS_RELEASE:-/etc/os-release}" && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}") || return 0
 	# shellcheck disable=SC2016
 	uri=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
-		awk -v release="$release" '($1 == release || $4 == release) && $2 == "main" { print $3; exit }')
-	case $uri in
-	mirror+file:*)
-		uri=${uri#mirror+file:}
-		sed -n 's|^\(https\?://[^[:space:]]*\).*|\1|p' "${uri%/}" 2> /dev/null | head -n 1 || true
-		;;
-	http://* | https://*) echo "$uri" ;;
-	esac
+		awk -v release="$release" '($1 == release || $4 == release) && $2 == "main" &&
+			$3 ~ /^(https?|mirror[+]file):/ { print $3; exit }')
+	if [ "${uri#mirror+file:}" != "$uri" ]; then
+		uri=$(sed 's/^mirror+file://; s|/$||' <<< "$uri")
+		uri=$(sed -n 's|^\(https\?://[^[:space:]]*\).*|\1|p' "$uri" 2> /dev/null | head -n 1) || true
+	fi
+	echo "$uri"
 }
 
 # apt_settings: of a root's apt, with the proxies and the like of the host.
