@@ -182,6 +182,9 @@ mod holder;
 pub mod listing;
 mod lookup;
 mod release;
+mod report;
+mod section;
+mod state;
 mod switch;
 #[doc(hidden)]
 pub mod unload;
@@ -378,7 +381,7 @@ struct Inner<T> {
 }
 
 impl<T: Counted> Inner<T> {
-    /// Whether gets and puts are in a [`Section::Tasks`](count::Section).
+    /// Whether gets and puts are in a [`Section::Tasks`](section::Section).
     ///
     /// On a kernel without preemption this is `false`, because disabling preemption costs nothing
     /// there, even if the kernel has RCU Tasks.

@@ -34,6 +34,27 @@
 use super::{
     holder,
     release::Link,
+    report::{
+        report,
+        seconds, //
+    },
+    section::{
+        add,
+        sub,
+        Section, //
+    },
+    state::{
+        change,
+        HANDLE,
+        HOLDS_MASK,
+        KILLED,
+        LEAKED,
+        LIFE,
+        LIVES_MASK,
+        PUBLISHED,
+        REINIT,
+        TASKS, //
+    },
     switch,
     unload::{
         Class,
@@ -42,7 +63,6 @@ use super::{
     },
     value::{
         self,
-        is_valid,
         is_zero,
         minus,
         plus,
@@ -65,12 +85,10 @@ use crate::{
     bindings,
     container_of,
     do_once_lite,
-    fmt,
     percpu::{
         Local,
         PerCpu, //
     },
-    preempt::PreemptGuard,
     prelude::*,
     sync::{
         atomic::{
@@ -102,56 +120,6 @@ use core::{
         NonNull, //
     },
 };
-
-/// In [`Count::state`]: one life that has not ended, or one thread that keeps the memory for a
-/// moment.
-///
-/// The number of lives cannot overflow. Each life except the current one is inside its release on
-/// some stack, and each thread that begins another life has one more. There are at most 2^22
-/// threads (`PID_MAX_LIMIT`), and a release that resurrects and kills its object nests only a few
-/// times on one stack. If the number did overflow, the carry would go to the freezers, which keep
-/// the memory as well.
-pub(super) const LIFE: u64 = 1 << 0;
-/// In [`Count::state`]: the number of lives.
-pub(super) const LIVES_MASK: u64 = (1 << 24) - LIFE;
-/// In [`Count::state`]: one [`Frozen`](super::Frozen), or one call of `freeze()` that waits.
-pub(super) const FREEZER: u64 = 1 << 24;
-/// In [`Count::state`]: the number of freezers.
-///
-/// The largest number is never changed again, so the object stays frozen.
-pub(super) const FREEZERS_MASK: u64 = (1 << 48) - FREEZER;
-/// In [`Count::state`]: the owner has its [`PercpuRef`](super::PercpuRef).
-const HANDLE: u64 = 1 << 48;
-/// In [`Count::state`]: the holds, each of which keeps the memory of the object.
-const HOLDS_MASK: u64 = LIVES_MASK | FREEZERS_MASK | HANDLE;
-/// In [`Count::state`]: the object can have more than one life, and is not dropped while there are
-/// holds.
-pub(super) const REINIT: u64 = 1 << 49;
-/// In [`Count::state`]: the object outlived its module, so its memory must not be freed.
-const LEAKED: u64 = 1 << 50;
-/// In [`Count::state`]: RCU readers may find the object.
-const PUBLISHED: u64 = 1 << 51;
-/// In [`Count::state`]: the owner killed the reference and has not resurrected it since.
-pub(super) const KILLED: u64 = 1 << 52;
-/// In [`Count::state`]: the confirmation of the kill is not called yet.
-pub(super) const CONFIRM: u64 = 1 << 53;
-/// In [`Count::state`]: the confirmation of the switch is not called yet.
-pub(super) const NOTIFY: u64 = 1 << 54;
-
-/// In [`Count::state`]: a thread has killed the reference, and has not set [`DEAD`] yet.
-pub(super) const KILLING: u64 = 1 << 55;
-/// In [`Count::state`]: a thread begins another life, and has not cleared [`DEAD`] yet.
-pub(super) const REVIVING: u64 = 1 << 56;
-
-/// In [`Count::state`]: gets and puts are in [`Section::Tasks`], so switches wait for RCU Tasks.
-pub(super) const TASKS: u64 = 1 << 57;
-
-/// Returns whether a reference with this state must be dying.
-///
-/// [`DEAD`] in the word follows the state.
-pub(super) const fn is_dead(state: u64) -> bool {
-    state & (KILLED | FREEZERS_MASK) != 0
-}
 
 /// The mode and the state that a count begins in.
 #[derive(Clone, Copy, PartialEq)]
@@ -778,51 +746,6 @@ impl Count {
         }
     }
 
-    /// Returns the seconds since this life was killed, or `None` if it was not killed.
-    ///
-    /// While a kill is in flight, the result may be that of the last life.
-    pub(super) fn killed_ago(&self) -> Option<u32> {
-        // `Acquire`: the time is read after the flag. If the object lives once, the time was stored
-        // before the flag (litmus: killed-ago).
-        let is_dying = self.word.load(Acquire).has(DEAD);
-        let killed = self.killed_at.load(Relaxed);
-        (is_dying && killed != 0).then(|| seconds().wrapping_sub(killed))
-    }
-
-    /// Returns the names of the state and the mode, for `Debug` and for messages.
-    pub(super) fn describe(&self) -> (&'static str, &'static str) {
-        let state = self.state.load(Relaxed);
-        let word = self.word.load(Relaxed);
-        let value = self.atomic.load(Relaxed);
-
-        let state = if !is_valid(value) {
-            "leaked"
-        } else if !word.has(DEAD) {
-            "live"
-        } else if is_zero(value) && state & LIVES_MASK != 0 {
-            "zero, in its release"
-        } else if is_zero(value) {
-            "zero"
-        } else if !value::is_open(value) {
-            "closed"
-        } else {
-            "dying"
-        };
-        let mode = if word.has(BUSY) || state == "dying" {
-            "switching"
-        } else if word.has(FORCE) {
-            "atomic"
-        } else {
-            "per-CPU"
-        };
-        (state, mode)
-    }
-
-    /// Formats a handle called `name` for [`fmt::Debug`].
-    pub(super) fn fmt_as<T>(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt_described::<T>(name, self.describe(), self.references(), f)
-    }
-
     /// Sleeps until all lives have ended, or for at most `timeout`.
     ///
     /// The caller must have a hold. A wait that lasts for ten seconds is logged. Then it is logged
@@ -860,41 +783,6 @@ impl Count {
                 result => return result,
             }
         }
-    }
-
-    /// Logs that the current task waits for the release.
-    #[cold]
-    fn report_wait(&self, elapsed: Delta) {
-        // No 64-bit number is formatted, because on 32-bit machines this takes a division that the
-        // kernel does not have.
-        let elapsed = elapsed.as_millis() as usize / 1000;
-        let running = self.class.enter();
-        let name = name_of(&running);
-        let task = crate::current!();
-        // SAFETY: The current task has a name, which ends with a null.
-        let comm = unsafe { CStr::from_char_ptr((&raw const (*task.as_ptr()).comm).cast()) };
-        let pid = task.pid();
-        let (state, mode) = self.describe();
-
-        let Some(killed) = self.killed_ago() else {
-            pr_warn!(
-                "{comm}[{pid}] has waited {elapsed} s for the release of {name}, which is {state} \
-                 in {mode} mode: not killed\n"
-            );
-            holder::report_oldest(Some(self), self.class);
-            return;
-        };
-        match self.references() {
-            Some(references) => pr_warn!(
-                "{comm}[{pid}] has waited {elapsed} s for the release of {name}, which is {state}: \
-                 killed {killed} s ago, {references} references left\n"
-            ),
-            None => pr_warn!(
-                "{comm}[{pid}] has waited {elapsed} s for the release of {name}, which is {state}: \
-                 killed {killed} s ago, references not known\n"
-            ),
-        }
-        holder::report_oldest(Some(self), self.class);
     }
 
     /// Drops the owner's handle of a killed reference.
@@ -939,41 +827,6 @@ impl_rcu_pointer! {
     }
 }
 
-/// Formats what [`Count::describe`] and [`Count::references`] returned.
-pub(super) fn fmt_described<T>(
-    name: &str,
-    (state, mode): (&'static str, &'static str),
-    references: Option<usize>,
-    f: &mut fmt::Formatter<'_>,
-) -> fmt::Result {
-    f.debug_struct(name)
-        .field("of", &core::any::type_name::<T>())
-        .field("state", &state)
-        .field("mode", &mode)
-        .field("references", &references)
-        .finish()
-}
-
-/// Returns the time in seconds, for messages.
-pub(super) fn seconds() -> u32 {
-    // SAFETY: `ktime_get_seconds()` can be called from any context except NMI.
-    unsafe { bindings::ktime_get_seconds() as u32 }
-}
-
-/// Returns the name of the type of a class.
-fn name_of(running: &Option<Running<'_>>) -> &'static str {
-    running
-        .as_ref()
-        .map_or("(unloaded)", |running| (running.ops().name)())
-}
-
-/// Logs that an object is leaked, with the reason and a stack trace.
-pub(super) fn report(class: &Class, why: fmt::Arguments<'_>) {
-    let running = class.enter();
-    pr_err!("{}: {why}; leaking memory\n", name_of(&running));
-    warn_on!(true);
-}
-
 /// Replaces a value by the result of `new`, and returns the old value.
 ///
 /// The operation is `Full`. Each caller says which order it needs.
@@ -983,21 +836,6 @@ pub(super) fn update(atomic: &Atomic<u64>, new: impl Fn(u64) -> u64) -> u64 {
         old = found;
     }
     old
-}
-
-/// Replaces a state by the result of `new`, unless that is `None`.
-///
-/// Returns the old state, as `Ok` if it was replaced, and as `Err` if not. If the state was
-/// replaced, the operation is `Full`. Each caller says which order it needs.
-pub(super) fn change(state: &Atomic<u64>, new: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
-    let mut old = state.load(Relaxed);
-    while let Some(new) = new(old) {
-        match state.cmpxchg(old, new, Full) {
-            Ok(_) => return Ok(old),
-            Err(found) => old = found,
-        }
-    }
-    Err(old)
 }
 
 /// Warns once if RCU is not watching.
@@ -1010,70 +848,6 @@ fn assert_rcu_is_watching() {
             pr_err!("percpu_ref used while RCU is not watching\n");
             warn_on!(true);
         }
-    }
-}
-
-/// A read-side critical section in which a get or put reads the word and changes a counter.
-///
-/// A flag that is set in the word is followed by a grace period that waits for these sections.
-pub(super) enum Section {
-    /// A region with preemption disabled, which is a read-side critical section for RCU.
-    Preempt(PreemptGuard),
-    /// A region of a task without voluntary sleep, which is a read-side critical section for RCU
-    /// Tasks.
-    ///
-    /// Preemption and migration do not end the section. Entering and leaving it takes no
-    /// instruction. In interrupts and in the idle tasks, which run with preemption disabled, it is
-    /// a read-side critical section for RCU instead. See `switch.rs`.
-    Tasks,
-}
-
-impl Section {
-    /// Enters a section: a [`Section::Tasks`] if `tasks` is `true`, and a [`Section::Preempt`] if
-    /// not.
-    #[inline(always)]
-    pub(super) fn enter(tasks: bool) -> Self {
-        if tasks {
-            Self::Tasks
-        } else {
-            Self::Preempt(PreemptGuard::nested())
-        }
-    }
-
-    /// Leaves the section out of line, so that the fast path is small enough to be inlined.
-    #[inline(always)]
-    pub(super) fn leave(self) {
-        #[cold]
-        #[inline(never)]
-        fn leave(_guard: PreemptGuard) {}
-
-        if let Self::Preempt(guard) = self {
-            leave(guard);
-        }
-    }
-}
-
-/// Adds `n` to the local CPU's counter.
-///
-/// `n` is the constant 1 for all callers except batches.
-#[inline(always)]
-fn add(counters: &PerCpu<Local<u64>>, n: usize) {
-    if n == 1 {
-        counters.inc_on_cpu();
-    } else {
-        counters.add_on_cpu(n as u64);
-    }
-}
-
-/// Subtracts `n` from the local CPU's counter.
-///
-/// `n` is the constant 1 for all callers except batches.
-#[inline(always)]
-fn sub(counters: &PerCpu<Local<u64>>, n: usize) {
-    if n == 1 {
-        counters.dec_on_cpu();
-    } else {
-        counters.add_on_cpu((n as u64).wrapping_neg());
     }
 }
 

@@ -3,11 +3,9 @@
 //! Lookup of counted objects under RCU.
 
 use super::{
-    count::{
-        fmt_described,
-        Count,
-        Section, //
-    },
+    count::Count,
+    report::fmt_described,
+    section::Section,
     wait::{
         wait_var_event,
         wake_up_var, //

@@ -43,7 +43,7 @@
 //!
 //! The RCU callback must not add up the counters before each get and put that read the word before
 //! the flag was set has changed its counter. Each of them is in a
-//! [`Section`](super::count::Section). A grace period of RCU waits for each `Section::Preempt`.
+//! [`Section`](super::section::Section). A grace period of RCU waits for each `Section::Preempt`.
 //!
 //! A `Section::Tasks` can be entered by any code that RCU is watching, with preemption enabled or
 //! not:
@@ -90,12 +90,16 @@
 
 use super::{
     count::{
+        update,
+        Count, //
+    },
+    report::{
+        report,
+        seconds, //
+    },
+    state::{
         change,
         is_dead,
-        report,
-        seconds,
-        update,
-        Count,
         CONFIRM,
         FREEZER,
         FREEZERS_MASK,

@@ -24,9 +24,9 @@ use crate::{
     prelude::*,
     sync::{
         atomic::Relaxed,
-        percpu_ref::count::{
-            Count,
-            LIVES_MASK, //
+        percpu_ref::{
+            count::Count,
+            state::LIVES_MASK, //
         }, //
     },
     types::Opaque, //
