@@ -3,6 +3,10 @@
 # For people and CI. The modules themselves are described in Kbuild.
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
+quote := '
+ifneq ($(findstring $(quote),$(KDIR)),)
+$(error KDIR has a quote in it: make a symbolic link without one, and give that)
+endif
 
 # The modules that are built. The torture needs CPU hotplug and kprobes.
 has = $(shell grep -sx 'CONFIG_$(1)=y' '$(KDIR)/include/config/auto.conf')
