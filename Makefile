@@ -96,9 +96,8 @@ new:
 test:
 	@scripts/test $(if $(TARGETS),quick,all) $(TARGETS)
 
-test-all:
-	@scripts/test all $(TARGETS)
-	@scripts/series
+test-everywhere:
+	@scripts/test everywhere $(TARGETS)
 
 shell:
 	@scripts/boot shell $(or $(firstword $(TARGETS)),amd64)
@@ -143,7 +142,7 @@ help:
 	@echo 'make new DIR=...      a module of your own to begin with, and its tests'
 	@echo 'make run MODULE=...   boot a kernel with that module, and run its tests; or TARGETS=debug'
 	@echo 'make test             all tests, on all targets'
-	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-all: series, too'
+	@echo 'make test TARGETS=... the cases of the test module alone, on these; make test-everywhere: all, for hours'
 	@echo 'make kunit            the same cases, in the kernel crate: UML, and QEMU; or ARCHS="..."'
 	@echo 'make series           builds the kernel after each patch of the series, in ten minutes'
 	@echo 'make model            two or three threads, in each order of their steps; or SCENARIOS="..."'
@@ -161,5 +160,5 @@ help:
 	@echo 'make KDIR=<tree> doctor, install, modules_install, uninstall, rust-analyzer'
 	@echo 'make clean            removes all that was built here'
 
-.PHONY: modules install modules_install uninstall clean doctor run new test test-all shell kunit litmus model mutants \
+.PHONY: modules install modules_install uninstall clean doctor run new test test-everywhere shell kunit litmus model mutants \
 	series torture bench check doc rust-analyzer help

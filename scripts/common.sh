@@ -44,13 +44,16 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(echo ~root)}/.cache}/percp
 # console		the kernel's name of its serial line
 # seconds		that the guest may take
 # memory		of the guest, in MB
+# test_mode		the mode of scripts/boot in which `make test` boots it: test, or quick
 # variants		kernel arguments, or what scripts/boot knows of, with each of which the test module
 #			is run once more
+# more_variants		those of `make test-everywhere`
 # hot_path		the instructions that getting and putting a reference may take, in a function
 #			by itself; none if helpers do it
 targets=$(cd "$project/scripts/targets" && echo *)
 describe_target() {
-	config="" tools="" image="" cpu=max memory=256 seconds=420 variants="" hot_path="" debug=""
+	config="" tools="" image="" cpu=max memory=256 seconds=420 hot_path="" debug=""
+	test_mode=test variants="" more_variants=""
 	case ${DEBUG:-} in
 	1) debug=1 ;;
 	?*) die "DEBUG=$DEBUG is not supported" "Use DEBUG=1, or leave it out." ;;

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=busybox
 #
-# Each function test_* is a case, and the guest calls it with the module inserted. It passes if it returns
-# 0 and the kernel complains of nothing. `logged TEXT` and `not_logged TEXT` look at the kernel log since the
-# case began.
+# The guest calls each function test_* with the module inserted. A case passes if it returns 0. The
+# kernel must not complain of anything either. `logged TEXT` and `not_logged TEXT` look at the kernel
+# log since the case began.
 
 test_answers() {
 	[ "$(cat /dev/my_driver)" = hello ]

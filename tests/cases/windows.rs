@@ -566,23 +566,30 @@ pub(super) fn nothing_begins_before_closed() -> Result<Outcome> {
                 let _ = modal.resurrect();
             },
         ] {
-            let (modal, events) = modal()?;
-            // The first one closes.
-            let window = open!(in_callback(STATE_CMPXCHG, 2).on(modal.value()));
-            let used = modal.clone();
-            let (beginner, begin) = Worker::spawn_early(here, move || begin(&used))?;
-            // The callback may come before this has returned.
-            let killer = with(&modal, there, |modal| modal.kill())?;
-            wait_for(|| window.is_held())?;
-            drop(begin);
-            check!(!beginner.is_done_early() && window.is_held());
-            check!(modal.is_zero() && events.released.get() == 0);
-            drop(window);
-            check!(killer.join()?);
-            beginner.join()?;
-            wait_for(|| events.released.get() == 1)?;
-            check!(!modal.is_dying() || modal.resurrect().is_ok());
-            check_live(modal, &events, 0, 1)?;
+            let mut is_held = false;
+            while !is_held {
+                let (modal, events) = modal()?;
+                // The first one closes.
+                let window = open!(in_callback(STATE_CMPXCHG, 2).on(modal.value()));
+                let used = modal.clone();
+                let (beginner, begin) = Worker::spawn_early(here, move || begin(&used))?;
+                let killer = with(&modal, there, |modal| modal.kill())?;
+                // If the grace period ends before the killer has passed the rest to the callback,
+                // the killer closes.
+                wait_for(|| window.is_held() || events.released.get() == 1)?;
+                is_held = window.is_held();
+                drop(begin);
+                if is_held {
+                    check!(!beginner.is_done_early() && window.is_held());
+                    check!(modal.is_zero() && events.released.get() == 0);
+                }
+                drop(window);
+                check!(killer.join()?);
+                beginner.join()?;
+                wait_for(|| events.released.get() == 1)?;
+                check!(!modal.is_dying() || modal.resurrect().is_ok());
+                check_live(modal, &events, 0, 1)?;
+            }
         }
         Ok(Passed)
     })

@@ -448,8 +448,8 @@ fn confirmation_against_resurrect() -> Vec<Actor> {
     )
 }
 
-/// A frozen reference is killed, a kill is taken back, and the reference is killed again. Each kill has a
-/// confirmation.
+/// A frozen reference is killed, a kill is taken back, and the reference is killed again. Each
+/// kill has a confirmation.
 fn each_kill_is_confirmed() -> Vec<Actor> {
     let object = Arc::new(atomic());
     let frozen = object.freeze();

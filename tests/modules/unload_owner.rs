@@ -77,7 +77,7 @@ module! {
         },
         at_release: u32 {
             default: 0,
-            description: "What the release of the held object asks for: 1: an object, 2: a callback",
+            description: "What the held object's release asks for: 1: an object, 2: a callback",
         },
         at_drop: u32 {
             default: 0,

@@ -44,7 +44,9 @@ pub(super) const NOTIFY: u64 = 1 << 54;
 pub(super) const KILLING: u64 = 1 << 55;
 /// A thread begins another life, and has not cleared [`DEAD`](super::word::DEAD) yet.
 pub(super) const REVIVING: u64 = 1 << 56;
-/// Gets and puts are in [`Section::Tasks`](super::section::Section), so switches wait for RCU Tasks.
+/// Gets and puts are in [`Section::Tasks`](super::section::Section).
+///
+/// Switches wait for RCU Tasks.
 pub(super) const TASKS: u64 = 1 << 57;
 
 /// Returns whether a reference with this state must be dying.
