@@ -356,12 +356,12 @@ esac
 # checkout of another user becomes that user's.
 cleanup() { :; }
 at_exit() {
-	local made
+	local item
 	cleanup || true
 	if [ "${first:-}" = $$ ] && [ "$(id -u)" -eq 0 ] && [ "$(stat -c %u "$project")" -ne 0 ]; then
-		for made in "$project"/build "$project"/rust-project.json; do
-			if [ -e "$made" ]; then
-				chown -Rh --reference="$project" "$made"
+		for item in "$project"/build "$project"/rust-project.json; do
+			if [ -e "$item" ]; then
+				chown -Rh --reference="$project" "$item"
 			fi
 		done
 	fi
