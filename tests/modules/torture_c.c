@@ -15,6 +15,7 @@
 #include <linux/preempt.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/vmstat.h>
 
 #include "torture.h"
 
@@ -124,15 +125,16 @@ unsigned long percpu_ref_torture_use_memory(void)
 	unsigned long end = jiffies + HZ / 2;
 	unsigned long taken = 0, reserve = totalram_pages() / 8;
 	struct page *page, *next;
-	struct sysinfo info;
 	LIST_HEAD(pages);
 	int order;
 
 	for (order = MAX_PAGE_ORDER; order >= 0; order--) {
 		for (;;) {
-			si_meminfo(&info);
-			if (info.freeram < reserve + (1UL << order) ||
-			    time_after(jiffies, end))
+			/* What is set aside for CMA is of no use to the kernel itself. */
+			unsigned long free = global_zone_page_state(NR_FREE_PAGES) -
+					     global_zone_page_state(NR_FREE_CMA_PAGES);
+
+			if (free < reserve + (1UL << order) || time_after(jiffies, end))
 				break;
 			page = alloc_pages(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN, order);
 			if (!page)
