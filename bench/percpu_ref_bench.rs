@@ -131,7 +131,7 @@ impl From<Payload> for TasksPayload {
     }
 }
 
-/// The place in which lookups find their object. It is a static, as in C.
+/// The place in which lookups find their object, which is a static as in C.
 static PLACE: RcuPercpuRef<Payload> = RcuPercpuRef::empty();
 /// The place in which lookups find an object with `RCU_TASKS`.
 static TASKS_PLACE: RcuPercpuRef<TasksPayload> = RcuPercpuRef::empty();
@@ -142,7 +142,9 @@ static TASKS_PASSED: Atomic<*mut c_void> = Atomic::new(core::ptr::null_mut());
 /// The object that is replaced as a whole.
 static SETTINGS: RcuCell<Payload> = RcuCell::empty();
 
-/// The objects that the loops in Rust use. The loops in C have objects of their own.
+/// The objects that the loops in Rust use.
+///
+/// The loops in C have objects of their own.
 struct Subjects {
     ours: PercpuRef<Payload>,
     tasks: PercpuRef<TasksPayload>,
@@ -211,6 +213,9 @@ unsafe impl<T: Sync> Sync for Wrapper<T> {}
 
 impl<T> Wrapper<T> {
     fn new(data: T) -> impl PinInit<Self, Error> {
+        /// # Safety
+        ///
+        /// There are no requirements.
         unsafe extern "C" fn release(_count: *mut bindings::percpu_ref) {}
 
         // INVARIANT: `percpu_ref_init()` initialises the count, or it fails and there is no object.

@@ -40,8 +40,9 @@ impl Faults {
         unsafe { percpu_ref_test_get_fail_nth() }.map(Self)
     }
 
-    /// Runs `run` and makes its `n`-th allocation fail. Returns whether there was such an
-    /// allocation.
+    /// Runs `run` and makes its `n`-th allocation fail.
+    ///
+    /// Also returns whether there was such an allocation.
     fn with<R>(&self, n: u32, deep: bool, run: impl FnOnce() -> R) -> (R, bool) {
         // SAFETY: The module is loaded. Only allocations of this task fail.
         unsafe { (self.0)(n, deep) };

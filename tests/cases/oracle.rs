@@ -140,7 +140,7 @@ struct Pair {
     c: CRef,
     ours: PercpuRef<Thing, Reinit>,
     events: Arc<Events>,
-    /// The references to `ours`, if any were ever got. There are as many references to `c`.
+    /// The references to `ours`, of which there are as many as to `c`, if any were ever got.
     held: Option<PercpuRefBatch<Thing>>,
     /// Whether the references were killed.
     dying: bool,

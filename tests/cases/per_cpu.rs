@@ -316,6 +316,11 @@ fn add_to_cell() {
     }
 }
 
+/// Changes the variables of [`CONTENDED`] in an interrupt.
+///
+/// # Safety
+///
+/// There are no requirements.
 unsafe extern "C" fn contend(_: *mut c_void) {
     add_to_cell();
     let turn = contended!(interrupts).add_return(1);
@@ -476,6 +481,11 @@ define_per_cpu! {
     static REFUSED: Local<u32> = Local::new(0);
 }
 
+/// Tries to use the cell, and counts a refusal.
+///
+/// # Safety
+///
+/// There are no requirements.
 unsafe extern "C" fn use_cell(_: *mut c_void) {
     if CELL.with(|_| ()).is_none() {
         REFUSED.inc();

@@ -215,7 +215,7 @@ fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
 /// The time in which each thread must end after the end of the torture.
 const TAIL: Delta = Delta::from_secs(60);
 
-/// Runs the torture and prints the verdict. Returns whether no error was found.
+/// Runs the torture, prints the verdict, and returns whether no error was found.
 fn run(seconds: u32, with_offline: bool) -> Result<bool> {
     let stage = Arc::new(Stage::new()?, GFP_KERNEL)?;
     // SAFETY: `stop()` is called below, before the stage is dropped.

@@ -41,7 +41,9 @@ pub(crate) fn count_by_cpu(index: usize) {
 const ALIVE: u32 = 0x600d_600d;
 const DEAD: u32 = 0xdead_dead;
 
-/// An object with one life. Each `N` is another type, which has a class of its own in the library.
+/// An object with one life.
+///
+/// Each `N` is another type, which has a class of its own in the library.
 pub(crate) struct Item<const N: usize> {
     canary: Atomic<u32>,
     confirmed: Atomic<u32>,

@@ -182,7 +182,7 @@ pub(crate) static INTERRUPTS: Tally = Tally::new();
 pub(crate) static LONGEST_WAIT: Tally = Tally::new();
 /// The longest wait for the end of an object with `RCU_TASKS`.
 pub(crate) static LONGEST_WAIT_FOR_TASKS: Tally = Tally::new();
-/// Objects for which there was no memory. Whether there are any depends on the machine.
+/// Objects for which there was no memory, if there are any on the machine.
 pub(crate) static OUT_OF_MEMORY: Tally = Tally::new();
 pub(crate) static ERRORS: Tally = Tally::new();
 
@@ -230,7 +230,9 @@ pub(crate) fn progress(elapsed: Delta) {
     );
 }
 
-/// Logs the results as a KTAP document, and the verdict. Returns whether no error was found.
+/// Logs the results as a KTAP document, and the verdict.
+///
+/// Returns whether no error was found.
 pub(crate) fn verdict(seconds: u32, with_offline: bool) -> bool {
     let seconds = seconds as usize;
     let mut is_right = ERRORS.get() == 0;

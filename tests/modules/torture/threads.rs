@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The threads of the torture. Each ends soon after the end of the torture.
+//! The threads of the torture, each of which ends soon after the end of the torture.
 
 use super::interrupts::{
     send,
@@ -492,7 +492,7 @@ fn use_up<T, E>(make: impl Fn(Flags) -> Result<T, E>) -> KVec<T> {
 /// The timeout of most waits, so that a thread ends even if the object does not.
 const BOUND: Delta = Delta::from_secs(30);
 
-/// Kills an object by one of eight methods. Other threads may have references to it.
+/// Kills an object, to which other threads may have references, by one of eight methods.
 fn end<const N: usize>(old: PercpuRef<Item<N>>, turn: usize) {
     match turn % 8 {
         0 => drop(old),

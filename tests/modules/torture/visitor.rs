@@ -87,7 +87,9 @@ impl Drop for Boxed {
     }
 }
 
-/// An RCU callback that queues itself once more. The library waits for both calls.
+/// An RCU callback that queues itself once more.
+///
+/// The library waits for both calls.
 struct Callback(u32);
 
 impl RcuCallback for Callback {
