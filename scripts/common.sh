@@ -141,9 +141,9 @@ attempt() {
 		complain "the disk is full, at $(dirname "$log")" \
 			"Make room there. PERCPU_REF_CACHE=<folder> moves the cache elsewhere."
 	elif [ $status -eq 124 ] || [ $status -eq 137 ]; then
-		complain "'$name' took more than $limit s, and was stopped" "What it printed is in $log."
+		complain "'$name' took more than $limit s, and was stopped" "Its output is in $log."
 	else
-		complain "'$name' failed" "All that it printed is in $log." ${remedy:+"$remedy"}
+		complain "'$name' failed" "Its whole output is in $log." ${remedy:+"$remedy"}
 	fi
 	return 1
 }
@@ -352,7 +352,7 @@ make_modules() {
 
 case $cache in
 /*) ;;
-*) die "the cache's path is not absolute: $cache" "Write PERCPU_REF_CACHE, XDG_CACHE_HOME or HOME from / on." ;;
+*) die "the cache's path is not absolute: $cache" "Set PERCPU_REF_CACHE, XDG_CACHE_HOME or HOME to an absolute path." ;;
 esac
 
 # cleanup: runs before a script ends. A script may define its own. In the first script of a run, at_exit() also

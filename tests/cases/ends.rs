@@ -321,7 +321,7 @@ pub(super) fn long_wait_begins() -> Result<Outcome> {
 
 /// Ends the wait of [`long_wait_begins`] after more than ten seconds, so that it was logged.
 ///
-/// Does not check the log.
+/// `tests/guest/init` checks the log.
 pub(super) fn long_wait_is_told() -> Result<Outcome> {
     let Some((start, guard, waiter)) = LONG_WAIT.lock().take() else {
         return Ok(Skipped("takes too long"));
