@@ -69,7 +69,7 @@ modules_install:
 	$(if $(INSTALL_MOD_PATH),,@echo "To insert the library: modprobe rust_percpu_ref")
 
 uninstall:
-	$(if $(release),,$(error KDIR=$(KDIR) is no kernel tree, whose release would say where the modules are))
+	$(if $(release),,$(error KDIR=$(KDIR) is not a kernel tree, whose release is needed to find the modules))
 	find '$(INSTALL_MOD_PATH)/lib/modules/$(release)' '(' -name 'rust_percpu_*.ko*' -o -path '*/updates/rust_percpu_ref/*' \
 		-o -path '*/updates/rust_percpu_ref' ')' ! -path '*/dkms/*' ! -path '*/build/*' -delete
 	$(if $(INSTALL_MOD_PATH),,depmod $(release))
