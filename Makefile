@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# For people and CI. The modules themselves are described in Kbuild.
+# The commands of the project, for users and CI. Kbuild describes the modules.
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
 quote := '
@@ -8,12 +8,12 @@ ifneq ($(findstring $(quote),$(KDIR)),)
 $(error KDIR has a quote in it: make a symbolic link without one, and give that)
 endif
 
-# The modules that are built. The torture needs CPU hotplug and kprobes.
+# The configuration of the modules that are built. The torture needs CPU hotplug and kprobes.
 has = $(shell grep -sx 'CONFIG_$(1)=y' '$(KDIR)/include/config/auto.conf')
 modules_args = CONFIG_RUST_PERCPU_REF=m CONFIG_RUST_PERCPU_REF_TEST=m CONFIG_SAMPLE_RUST_PERCPU_REF=m \
 	$(if $(and $(call has,HOTPLUG_CPU),$(call has,KPROBES),$(call has,HAVE_FUNCTION_ARG_ACCESS_API)), \
 		CONFIG_RUST_PERCPU_REF_TORTURE=m)
-# DEBUG=1, on the command line: the library remembers what holds each object.
+# With DEBUG=1 on the command line, the library records what holds each object.
 ifneq ($(findstring command,$(origin DEBUG)),)
 ifeq ($(DEBUG),1)
 debug_args = CONFIG_RUST_PERCPU_REF_DEBUG=y
@@ -21,27 +21,27 @@ else ifneq ($(DEBUG),)
 $(error DEBUG=$(DEBUG) is not supported: use DEBUG=1, or leave it out)
 endif
 endif
-# Where they go: not among the sources, which others are built from, too.
+# The folder of the built modules. It is separate from the sources, because they are built for other targets, too.
 MO = $(CURDIR)/build/modules
 override MO := $(abspath $(MO))
-# make changes to another folder, to which this must not be relative.
+# An absolute path, because make runs in another folder.
 ifdef INSTALL_MOD_PATH
 override INSTALL_MOD_PATH := $(abspath $(INSTALL_MOD_PATH))
 endif
-# Without any, all are meant.
+# Without TARGETS, commands use their default targets. An empty TARGETS= is an error.
 ifneq ($(findstring command,$(origin TARGETS)),)
 ifeq ($(strip $(TARGETS)),)
 $(error TARGETS= names no target: name some of scripts/targets, or leave it out)
 endif
 endif
-# A module of the user's, for the guest.
+# The folder of the user's module, for the guest.
 ifdef MODULE
 override MODULE := $(abspath $(MODULE))
 export MODULE
 endif
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MO) $(modules_args) $(debug_args)
 
-# The kernel's Makefile takes these from its command line alone, and so is the doctor to do.
+# The kernel's Makefile uses these variables only if they are on the command line. So must the doctor.
 $(foreach tool,RUSTC CC BINDGEN,$(if $(findstring command,$(origin $(tool))),,$(eval unexport $(tool))))
 
 modules:
@@ -49,16 +49,16 @@ modules:
 	@mkdir -p '$(MO)'
 	+$(kbuild) modules
 
-# The library alone.
+# Installs the library only.
 install:
 	+$(MAKE) modules modules_args=CONFIG_RUST_PERCPU_REF=m
 	+$(MAKE) modules_install modules_args=CONFIG_RUST_PERCPU_REF=m
 
-# As with any external module; INSTALL_MOD_PATH and the like are passed on. Besides, modules that are
-# to use the library are built against these files.
+# Installs the modules like other external modules; INSTALL_MOD_PATH and similar variables are passed on. Also
+# installs the files that modules which use the library are built against.
 modules_install: libdir = $(INSTALL_MOD_PATH)/lib/modules/$(release)/updates/rust_percpu_ref
 modules_install uninstall: release = $(shell cat '$(KDIR)/include/config/kernel.release')
-# Headers come without the key, and without the System.map that the kernel's own installation wants.
+# Header packages have neither the key, nor the System.map that the kernel's own installation needs.
 unsigned = $(if $(call has,MODULE_SIG),$(if $(wildcard $(KDIR)/certs/signing_key.pem),,y))
 modules_install:
 	@[ -e '$(MO)/libpercpu_ref.rmeta' ] || { echo "error: there is nothing to install: run 'make' first" >&2; exit 1; }
@@ -69,12 +69,12 @@ modules_install:
 	$(if $(INSTALL_MOD_PATH),,@echo "To insert the library: modprobe rust_percpu_ref")
 
 uninstall:
-	$(if $(release),,$(error KDIR=$(KDIR) is no kernel tree, whose release would say where the modules are))
+	$(if $(release),,$(error KDIR=$(KDIR) is not a kernel tree, whose release is needed to find the modules))
 	find '$(INSTALL_MOD_PATH)/lib/modules/$(release)' '(' -name 'rust_percpu_*.ko*' -o -path '*/updates/rust_percpu_ref/*' \
 		-o -path '*/updates/rust_percpu_ref' ')' ! -path '*/dkms/*' ! -path '*/build/*' -delete
 	$(if $(INSTALL_MOD_PATH),,depmod $(release))
 
-# All that was built here, by scripts as well.
+# Removes everything that was built here, also by scripts.
 cache = $(or $(PERCPU_REF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/percpu-ref)
 clean:
 	$(if $(filter-out $(CURDIR)/build/%,$(MO)),+$(kbuild) $@)

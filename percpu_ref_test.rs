@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tests of the library, run when the module is loaded.
+//! Tests of the library, which run when the module is loaded.
 //!
-//! They use the public interface alone. The results go to the kernel log as a KTAP subtest. They
-//! are a suite of KUnit's where the kernel has it; else loading fails with `EIO` if a case fails.
+//! The cases use only the public interface. The results go to the kernel log as a KTAP subtest. In
+//! a kernel with KUnit, the cases are KUnit suites. In other kernels, loading fails with `EIO` if a
+//! case fails.
 
 use core::{
     convert::Infallible,
@@ -123,7 +124,7 @@ module! {
 
 struct Tests;
 
-/// Why a case did not fail.
+/// The outcome of a case that did not fail.
 enum Outcome {
     Passed,
     Skipped(&'static str),
@@ -133,7 +134,7 @@ use Outcome::{
     Skipped, //
 };
 
-/// Fails the case, and says where and why, unless the condition holds.
+/// Returns an error from the case, and logs the place and the condition, if the condition is false.
 macro_rules! check {
     ($cond:expr) => {
         if !$cond {
@@ -151,8 +152,10 @@ fn failed(file: &str, line: u32, what: &str) -> Error {
     EIO
 }
 
-/// Makes a suite of cases, each a function here. Where the kernel has KUnit, it is one of KUnit's,
-/// which runs it: when the module has been loaded, or at boot. Else [`run`] does.
+/// Makes a suite of cases, each of which is a function.
+///
+/// In a kernel with KUnit, the suite is registered with KUnit, which runs it when the module is
+/// loaded, or at boot. In other kernels, [`run`] runs it.
 macro_rules! suite {
     ($cases:ident = $suite:ident [$($case:ident),* $(,)?]) => {
         #[cfg(not(CONFIG_KUNIT = "y"))]
@@ -162,19 +165,20 @@ macro_rules! suite {
         const _: () = {
             const COUNT: usize = [$(stringify!($case)),*].len();
 
-            // KUnit writes to it.
+            // `mut`, because KUnit writes to the array.
             static mut CASES: [bindings::kunit_case; COUNT + 1] = [
                 $({
                     /// # Safety
                     ///
-                    /// To be called by KUnit.
+                    /// `test` must point to the KUnit case that is running.
                     unsafe extern "C" fn case(test: *mut bindings::kunit) {
-                        // SAFETY: As the function requires.
+                        // SAFETY: By the safety requirements of this function, `test` points to
+                        // the case that is running.
                         unsafe { run_in_kunit(test, stringify!($suite), $case) }
                     }
 
                     const NAME: &CStr = kernel::c_str!(stringify!($case));
-                    // It is by the speed that KUnit sets a limit to the time.
+                    // KUnit derives the time limit of a case from its speed.
                     bindings::kunit_case {
                         attr: bindings::kunit_attributes {
                             speed: bindings::kunit_speed_KUNIT_SPEED_VERY_SLOW,
@@ -301,14 +305,14 @@ suite!(CASES = percpu_ref [
     long_wait_is_told,
 ]);
 
-// These end with warnings in the log, and leak.
+// These cases put warnings into the log, and leak objects.
 suite!(PROVOKING_CASES = percpu_ref_provoked [
     overflow_leaks,
     underflow_leaks,
     resurrect_at_the_limit,
 ]);
 
-/// The suite that is to run.
+/// Returns the name of the suite that the parameter `provoke` asks for.
 fn wanted() -> &'static str {
     if value(module_parameters::provoke.value()) != 0 {
         "percpu_ref_provoked"
@@ -329,7 +333,7 @@ impl kernel::Module for Tests {
     }
 }
 
-/// Runs a suite, and fails if a case does.
+/// Runs a suite, and fails if a case fails.
 #[cfg(not(CONFIG_KUNIT = "y"))]
 fn run(number: u32, suite: &str, cases: &[(&str, Case)]) -> Result {
     pr_info!("    KTAP version 1\n");
@@ -353,11 +357,11 @@ fn run(number: u32, suite: &str, cases: &[(&str, Case)]) -> Result {
     result
 }
 
-/// Runs a case of a suite, and leaves its outcome in `test`.
+/// Runs a case of a suite, and stores its outcome in `test`.
 ///
 /// # Safety
 ///
-/// `test` is the case of KUnit's that runs.
+/// `test` must point to the KUnit case that is running.
 #[cfg(CONFIG_KUNIT = "y")]
 unsafe fn run_in_kunit(test: *mut bindings::kunit, suite: &str, case: Case) {
     let outcome = if suite == wanted() {
@@ -365,21 +369,23 @@ unsafe fn run_in_kunit(test: *mut bindings::kunit, suite: &str, case: Case) {
     } else {
         Ok(Skipped("see the parameter `provoke`"))
     };
-    // SAFETY: As the function requires.
+    // SAFETY: By the safety requirements of this function, `test` is valid.
     let status = unsafe { &raw mut (*test).status };
     match outcome {
         Ok(Passed) => (),
-        // KUnit may have noticed a complaint meanwhile; then it has failed.
+        // KUnit may have found a failure in the meantime. Then the case stays failed.
         //
-        // SAFETY: `status` is valid. KUnit itself writes it without a lock, by `WRITE_ONCE()`.
+        // SAFETY: `status` is a field of the valid `test`. KUnit writes it by `WRITE_ONCE()`
+        // without a lock, so a volatile access is enough.
         Ok(Skipped(why))
             if unsafe { status.read_volatile() } == bindings::kunit_status_KUNIT_SUCCESS =>
         {
-            // SAFETY: As above.
+            // SAFETY: `status` is a field of the valid `test`, and KUnit also writes it without a
+            // lock.
             unsafe { status.write_volatile(bindings::kunit_status_KUNIT_SKIPPED) };
-            // SAFETY: Nobody else uses this before the case has returned.
+            // SAFETY: `test` is valid, and KUnit does not use its comment before the case returns.
             let comment = unsafe { &mut (*test).status_comment };
-            // The last one is zero, and stays so.
+            // The last byte is zero, and stays zero.
             for (to, &from) in comment[..255].iter_mut().zip(why.as_bytes()) {
                 *to = from as c_char;
             }
@@ -387,18 +393,21 @@ unsafe fn run_in_kunit(test: *mut bindings::kunit, suite: &str, case: Case) {
         Ok(Skipped(_)) => (),
         Err(error) => {
             pr_err!("        # {error:?}\n");
-            // SAFETY: As above.
+            // SAFETY: `status` is a field of the valid `test`, and KUnit also writes it without a
+            // lock.
             unsafe { status.write_volatile(bindings::kunit_status_KUNIT_FAILURE) };
         }
     }
 }
 
-/// What a parameter is set to; up to 7.2 that is a reference.
+/// Returns the value of a parameter.
+///
+/// Up to Linux 7.2, a parameter's `value()` returns a reference.
 fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
     *parameter.borrow()
 }
 
-/// `n`, or the fifth of it for somebody who has just changed a line, and waits.
+/// Returns `n`, or a fifth of it in a quick run, which is one with `seconds=0`.
 fn times(n: usize) -> usize {
     if value(module_parameters::seconds.value()) == 0 {
         n / 5
@@ -426,13 +435,13 @@ fn check_parameter(name: &str, value: u32, min: u32, max: u32) -> Result {
 }
 
 //
-// What the cases share.
+// Shared by all cases.
 //
 
-/// The `Thing`s that are not dropped yet.
+/// The number of `Thing`s that are not dropped yet.
 static THINGS: Atomic<i32> = Atomic::new(0);
 
-/// What befell a [`Thing`]. All are counters, but for `early`.
+/// Counts what happened to a [`Thing`].
 #[derive(Default)]
 struct Events {
     confirmed: Counter,
@@ -440,9 +449,9 @@ struct Events {
     dropped: Counter,
     /// Confirmations of a switch.
     switched: Counter,
-    /// Confirmations that came before their grace period was over.
+    /// Confirmations before the end of their grace period.
     early: Counter,
-    /// Events that came in a wrong order.
+    /// Events in a wrong order.
     disorder: Counter,
 }
 
@@ -456,7 +465,8 @@ impl Default for Counter {
 
 impl Counter {
     fn inc(&self) {
-        // `Release` pairs with `get()`: who sees the event sees what came before it.
+        // `Release` pairs with the `Acquire` in `get()`: a thread that sees the event also sees
+        // what happened before it.
         self.0.fetch_add(1, Release);
     }
 
@@ -471,11 +481,11 @@ const DROPPED: u32 = 0xdead_dead;
 /// The object that the cases count.
 struct Thing {
     events: Arc<Events>,
-    /// [`ALIVE`], so that a use after the end is noticed even if nothing faults.
+    /// [`ALIVE`] until the drop, so that a use after the drop is found even without a fault.
     canary: Atomic<u32>,
-    /// Where RCU stood before the kill, or 0.
+    /// The RCU grace-period state before the kill, or 0.
     before_kill: Atomic<usize>,
-    /// It may be killed without a confirmation, and be confirmed in a later life.
+    /// Whether the object may be killed without a confirmation, and confirmed in a later life.
     kills_unconfirmed: bool,
 }
 
@@ -509,11 +519,11 @@ impl Thing {
 impl Counted for Thing {
     fn confirmed(&self) {
         let before = self.before_kill.load(Relaxed);
-        // SAFETY: The function takes any state, in any context.
+        // SAFETY: `poll_state_synchronize_rcu()` takes any state, in any context.
         if before != 0 && !unsafe { bindings::poll_state_synchronize_rcu(before) } {
             self.events.early.inc();
         }
-        // Each confirmation comes before the release of the same life.
+        // In each life, the confirmation comes before the release.
         if self.events.confirmed.get() < self.events.released.get() && !self.kills_unconfirmed
             || !self.is_alive()
         {
@@ -551,7 +561,7 @@ impl AsRef<Thing> for Thing {
     }
 }
 
-/// A [`Thing`] whose end waits for RCU Tasks, too.
+/// A [`Thing`] whose kill also waits for a grace period of RCU Tasks.
 struct TasksThing(Thing);
 
 impl From<Thing> for TasksThing {
@@ -578,18 +588,20 @@ impl Counted for TasksThing {
     }
 }
 
-/// Kills `thing`, and lets the confirmation check that a grace period has passed.
+/// Kills `thing`, and makes the confirmation check that a grace period has elapsed.
 fn kill_checked<T: Counted + AsRef<Thing>>(thing: &PercpuRef<T>) -> bool {
     if let Some(guard) = thing.try_get() {
-        // SAFETY: May be called anywhere.
+        // SAFETY: `get_state_synchronize_rcu()` can be called from any context.
         let now = unsafe { bindings::get_state_synchronize_rcu() };
-        // The second killer may come after the kill.
+        // Does not replace the state of an earlier killer: this may run after its kill.
         let _ = (*guard).as_ref().before_kill.cmpxchg(0, now, Relaxed);
     }
     thing.kill_and_confirm()
 }
 
-/// Waits for `condition`, for at most half a minute: a debugging kernel in an emulator is slow.
+/// Waits until `condition` holds, for at most 30 seconds.
+///
+/// The time is long because a debugging kernel in an emulator is slow.
 #[track_caller]
 fn wait_for(condition: impl Fn() -> bool) -> Result {
     wait_for_secs(30, condition)
@@ -608,7 +620,7 @@ fn wait_for_secs(secs: i64, condition: impl Fn() -> bool) -> Result {
     Ok(())
 }
 
-/// What is to be true when an object is gone.
+/// Checks the events of an object that was dropped, and that there is no other object.
 fn check_events(events: &Events, confirmed: u32, released: u32) -> Result {
     check!(events.dropped.get() == 1);
     check!(events.confirmed.get() == confirmed);
@@ -623,7 +635,9 @@ fn check_events(events: &Events, confirmed: u32, released: u32) -> Result {
     Ok(())
 }
 
-/// The end of a case: its one object is gone after so many calls, and none comes later.
+/// Waits for the drop of the only object of a case, and checks its events.
+///
+/// The second check finds callbacks that run after the drop.
 fn check_end(events: &Events, confirmed: u32, released: u32) -> Result {
     wait_for(|| events.dropped.get() == 1)?;
     check_events(events, confirmed, released)?;
@@ -631,7 +645,7 @@ fn check_end(events: &Events, confirmed: u32, released: u32) -> Result {
     check_events(events, confirmed, released)
 }
 
-/// Runs `run` on `cpu` and returns what it returned.
+/// Runs `run` in a thread on `cpu`, and returns its result.
 fn on_cpu<R: Send + Unpin + 'static>(
     cpu: CpuId,
     run: impl FnOnce() -> R + Send + 'static,
@@ -643,7 +657,9 @@ fn on_cpu<R: Send + Unpin + 'static>(
     value.ok_or(EIO)
 }
 
-/// Runs `run` in a hard interrupt, on PREEMPT_RT as well, or in a softirq.
+/// Runs `run` in a hard interrupt if `hard` is set, and in a softirq if not.
+///
+/// The interrupt is a hard interrupt on PREEMPT_RT, too.
 fn in_timer<R: Send>(hard: bool, run: impl FnOnce() -> R + Send) -> Option<R> {
     extern "C" {
         fn percpu_ref_test_in_timer(
@@ -659,13 +675,15 @@ fn in_timer<R: Send>(hard: bool, run: impl FnOnce() -> R + Send) -> Option<R> {
     ///
     /// `call` must point to a `Call<F, R>` that is not used otherwise.
     unsafe extern "C" fn run_call<R, F: FnOnce() -> R>(call: *mut c_void) {
-        // SAFETY: By the safety requirements of this function, it is ours.
+        // SAFETY: By the safety requirements of this function, `call` points to a `Call<F, R>` that
+        // is not used otherwise.
         let call = unsafe { &mut *call.cast::<Call<F, R>>() };
         call.1 = call.0.take().map(|run| run());
     }
 
     fn pass<R, F: FnOnce() -> R>(call: &mut Call<F, R>, hard: bool) {
-        // SAFETY: `run_call()` is called once, with the call, before the function returns.
+        // SAFETY: `run_call()` is called once, with a pointer to `call`, before
+        // `percpu_ref_test_in_timer()` returns.
         unsafe { percpu_ref_test_in_timer(run_call::<R, F>, (&raw mut *call).cast(), hard) };
     }
 
@@ -674,13 +692,13 @@ fn in_timer<R: Send>(hard: bool, run: impl FnOnce() -> R + Send) -> Option<R> {
     call.1
 }
 
-/// Two CPUs that threads can run on, if there are two.
+/// Returns two online CPUs, or `None` if there is only one.
 fn two_cpus() -> Option<(CpuId, CpuId)> {
     let mut cpus = online_cpus();
     Some((cpus.next()?, cpus.next()?))
 }
 
-/// More than there is memory for.
+/// A value that is too large for the memory of any machine.
 #[derive(Zeroable)]
 struct Huge {
     _bytes: [u8; 1 << (usize::BITS / 2 + 8)],
@@ -696,11 +714,11 @@ impl Counted for Huge {}
 // rcu.rs
 //
 
-/// Runs `again` more times, and counts.
+/// A callback that queues itself `again` more times, and counts its runs in `ran.confirmed`.
 struct Callback {
     ran: Arc<Events>,
     again: u32,
-    /// Where RCU stood before the call.
+    /// The RCU grace-period state before the callback was queued.
     before: usize,
 }
 
@@ -710,7 +728,7 @@ impl Callback {
         let callback = Self {
             ran: ran.clone(),
             again,
-            // SAFETY: May be called anywhere.
+            // SAFETY: `get_state_synchronize_rcu()` can be called from any context.
             before: unsafe { bindings::get_state_synchronize_rcu() },
         };
         Ok((RcuCallbackBox::new(callback, GFP_KERNEL)?, ran))
@@ -719,14 +737,14 @@ impl Callback {
 
 impl RcuCallback for Callback {
     fn run(mut this: RcuCallbackBox<Self>) {
-        // SAFETY: May be called anywhere.
+        // SAFETY: `poll_state_synchronize_rcu()` takes any state, in any context.
         if !unsafe { bindings::poll_state_synchronize_rcu(this.before) } {
             this.ran.early.inc();
         }
         this.ran.confirmed.inc();
         if this.again > 0 {
             this.again -= 1;
-            // SAFETY: May be called anywhere.
+            // SAFETY: `get_state_synchronize_rcu()` can be called from any context.
             this.before = unsafe { bindings::get_state_synchronize_rcu() };
             this.call_hurry();
         }
@@ -740,29 +758,29 @@ impl Drop for Callback {
 }
 
 fn rcu_callback_box() -> Result<Outcome> {
-    // Not given to RCU.
+    // A box that was not passed to RCU is just dropped.
     let (callback, ran) = Callback::new(0)?;
     drop(callback);
     check!(ran.dropped.get() == 1 && ran.confirmed.get() == 0);
 
-    // In a hurry.
+    // With `call_hurry()`.
     let (callback, ran) = Callback::new(0)?;
     {
         let _guard = PreemptGuard::new();
         callback.call_hurry();
-        // We hold the grace period off.
+        // Preemption is disabled, so the grace period cannot end yet.
         check!(ran.confirmed.get() == 0);
     }
     wait_for(|| ran.dropped.get() == 1)?;
     check!(ran.confirmed.get() == 1 && ran.early.get() == 0);
 
-    // With time, until a barrier comes.
+    // With `call()`, which may be delayed until a barrier.
     let (callback, ran) = Callback::new(0)?;
     callback.call();
     rcu::rcu_barrier();
     check!(ran.confirmed.get() == 1 && ran.dropped.get() == 1 && ran.early.get() == 0);
 
-    // No memory.
+    // Without enough memory.
     let huge = RcuCallbackBox::new(init_zeroed::<Huge>(), GFP_KERNEL | __GFP_NOWARN);
     check!(huge.err() == Some(ENOMEM));
     Ok(Passed)
@@ -777,15 +795,15 @@ fn rcu_callback_calls_again() -> Result<Outcome> {
 }
 
 //
-// The reference.
+// percpu_ref.rs
 //
 
-/// A new reference counts per CPU and has a count of one: nothing but the kill ends it.
+/// Checks that a new reference has a count of one in per-CPU mode, which only the kill ends.
 fn init() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     check!(!thing.is_dying());
 
-    // If puts were watched, a count of one would fall to zero with the second of these.
+    // The local CPU's counter falls back to zero, which must not release the object.
     for _ in 0..100 {
         let guard = thing.try_get().ok_or(EIO)?;
         check!(guard.is_alive());
@@ -793,7 +811,7 @@ fn init() -> Result<Outcome> {
     }
     check!(events.released.get() == 0);
 
-    // With the initial reference gone, there is none.
+    // The kill puts the initial reference, and there are no others.
     check!(kill_checked(&thing));
     check!(thing.is_dying());
     thing.wait_released();
@@ -803,8 +821,9 @@ fn init() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Too little memory, or a value that cannot be made: the error comes out, and nothing stays behind
-/// (which `no_leak_in_bulk` could not tell, so it is done often).
+/// Checks that `new()` returns the error when memory or the initialiser fails, and leaks nothing.
+///
+/// `no_leak_in_bulk` would not find a leak on these paths, so this case runs them often.
 fn init_fails() -> Result<Outcome> {
     for _ in 0..2000 {
         let huge = UniquePercpuRef::new(init_zeroed::<Huge>(), GFP_KERNEL | __GFP_NOWARN);
@@ -817,7 +836,7 @@ fn init_fails() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A `Thing` of some size.
+/// A `Thing` with `SIZE` further bytes.
 struct Block<const SIZE: usize> {
     _thing: Thing,
     _bytes: MaybeUninit<[u8; SIZE]>,
@@ -839,7 +858,7 @@ impl<const SIZE: usize> Counted for Block<SIZE> {
 }
 
 fn cancel_init() -> Result<Outcome> {
-    // Cancelled, and just dropped.
+    // `cancel_init()` and a plain drop.
     for cancel in [true, false] {
         let (thing, events) = Thing::new()?;
         let mut unique = UniquePercpuRef::new(thing, GFP_KERNEL)?;
@@ -850,12 +869,12 @@ fn cancel_init() -> Result<Outcome> {
         } else {
             drop(unique);
         }
-        // At once, and without a callback.
+        // The object is dropped at once, without a callback.
         check!(events.dropped.get() == 1);
         check_end(&events, 0, 0)?;
     }
 
-    // The object comes back.
+    // `into_inner()` returns the object.
     let (thing, events) = Thing::new()?;
     let thing = UniquePercpuRef::new(thing, GFP_KERNEL)?.into_inner();
     check!(thing.is_alive() && events.dropped.get() == 0);
@@ -864,11 +883,13 @@ fn cancel_init() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Goes through 256 MiB twice, which is all that the test machine has: if the blocks were left
-/// behind, memory would run out. The small objects are many, so that lost per-CPU counters show in
-/// the line `Percpu` of `/proc/meminfo`.
+/// Allocates and frees 2000 blocks twice, and then many small objects.
+///
+/// All blocks together take as much memory as the test machine has, because each takes 128 KiB. So
+/// leaked blocks would exhaust the memory. There are many small objects, so that leaked per-CPU
+/// counters show in the line `Percpu` of `/proc/meminfo`.
 fn no_leak_in_bulk() -> Result<Outcome> {
-    // KASAN takes its time with them, and its quarantine keeps what is freed.
+    // KASAN makes this slow, and its quarantine keeps freed memory.
     let less = if cfg!(CONFIG_KASAN) { 4 } else { 1 };
     bulk(times(2_000) / less, || {
         Ok(Block::<{ 96 << 10 }>::of(Thing::new()?.0))
@@ -899,7 +920,7 @@ fn bulk<T: Counted, I: PinInit<T>>(count: usize, new: impl Fn() -> Result<I>) ->
     Ok(())
 }
 
-/// Gets `count` references.
+/// Gets `count` references to `thing`.
 fn get_many(thing: &PercpuRef<Thing>, count: usize) -> Result<KVec<PercpuRefGuard<Thing>>> {
     let mut guards = KVec::with_capacity(count, GFP_KERNEL)?;
     while guards.len() < count {
@@ -908,7 +929,7 @@ fn get_many(thing: &PercpuRef<Thing>, count: usize) -> Result<KVec<PercpuRefGuar
     Ok(guards)
 }
 
-/// Kills `thing` while `guards` hold it: the object ends with the last of them, and not before.
+/// Kills `thing` while `guards` hold it, and checks that the put of the last guard releases it.
 fn check_held_by(
     thing: &PercpuRef<Thing>,
     events: &Events,
@@ -924,7 +945,7 @@ fn check_held_by(
         check!(events.released.get() == 0);
         check!(guard.is_alive());
     }
-    // In the last put, not some time after.
+    // The last put itself has run the release.
     check!(events.released.get() == 1);
     check!(thing.try_get().is_none());
     check_end(events, 1, 1)?;
@@ -945,8 +966,10 @@ fn get_put_on_one_cpu() -> Result<Outcome> {
     check_held_by(&thing, &events, guards)
 }
 
-/// What is got on one CPU is put on another. The first one's counter ends at 1500, the other's
-/// below zero, which is beyond the largest unsigned long. The sum is three.
+/// Gets references on one CPU and puts most of them on another.
+///
+/// The counter of the first CPU is then 1500, and the counter of the second CPU has wrapped below
+/// zero. The sum of the counters is three.
 fn get_here_put_there() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -963,18 +986,17 @@ fn get_here_put_there() -> Result<Outcome> {
     check_held_by(&thing, &events, guards)
 }
 
-/// The grace period is a real one: a region with preemption disabled on another CPU holds the
-/// confirmation off.
+/// Checks that the confirmation waits for a region with preemption disabled on another CPU.
 fn confirm_after_grace_period() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
     };
     for _ in 0..5 {
         let (thing, events) = Thing::shared()?;
-        // 0: not in the region yet. 1: in it. 2: killed.
+        // 0: not in the region yet. 1: in the region. 2: killed.
         let step = Arc::new(Atomic::new(0), GFP_KERNEL)?;
 
-        // Both stay on their CPUs, or the one in the region might keep the other one from running.
+        // Each thread is bound to its CPU. On the CPU of the region, the killer could not run.
         let step_here = step.clone();
         let killer = Thread::spawn(here, move || {
             while step_here.load(Acquire) != 1 {
@@ -989,7 +1011,7 @@ fn confirm_after_grace_period() -> Result<Outcome> {
             let _guard = PreemptGuard::new();
             step.store(1, Release);
             while step.load(Acquire) != 2 {}
-            // Other CPUs have all the time they want.
+            // A grace period that does not wait for this CPU would end in this time.
             let start = Instant::<Monotonic>::now();
             while start.elapsed() < Delta::from_millis(20) {
                 if events_there.confirmed.get() != 0 {
@@ -1005,14 +1027,15 @@ fn confirm_after_grace_period() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// `try_get` succeeds after the kill and after the confirmation, as long as there is a reference,
-/// and never after that. `try_get_live` fails on the CPU that killed, and after the confirmation on
-/// all.
+/// Checks when `try_get()` and `try_get_live()` succeed after a kill.
+///
+/// After the kill and after the confirmation, `try_get()` succeeds until there are no references,
+/// and fails from then on. `try_get_live()` fails on all CPUs after the confirmation.
 fn try_get_until_zero() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let thing = Arc::new(thing, GFP_KERNEL)?;
     let guard = {
-        // As long as this CPU is in the region, there is no confirmation.
+        // The confirmation waits for this region.
         let _region = PreemptGuard::new();
         check!(kill_checked(&thing));
         check!(thing.is_dying());
@@ -1052,7 +1075,7 @@ fn release_from_callback() -> Result<Outcome> {
     {
         let _region = PreemptGuard::new();
         check!(kill_checked(&thing));
-        // The kill itself does not release.
+        // The kill itself does not release the object.
         check!(events.released.get() == 0);
     }
     thing.wait_released();
@@ -1067,7 +1090,7 @@ fn kill_twice() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let mut guards = get_many(&thing, 2)?;
 
-    // At once, after the confirmation, and after the release.
+    // A second kill right after the first one, after the confirmation, and after the release.
     check!(kill_checked(&thing));
     check!(!kill_checked(&thing));
     check!(!thing.kill());
@@ -1075,7 +1098,7 @@ fn kill_twice() -> Result<Outcome> {
     check!(!kill_checked(&thing));
     rcu::rcu_barrier();
     guards.truncate(1);
-    // A second put of the initial reference would have ended it here.
+    // If the initial reference had been put twice, the object would be released by now.
     check!(events.released.get() == 0);
     guards.clear();
     check!(events.released.get() == 1);
@@ -1121,14 +1144,16 @@ fn kill_races() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// The owner may let go at any time. (For an unshared reference, see `cancel_init`.)
+/// Drops the `PercpuRef` in each state of the reference.
+///
+/// `cancel_init` drops an unshared reference.
 fn drop_in_each_state() -> Result<Outcome> {
-    // Live and unused.
+    // Live, without a guard.
     let (thing, events) = Thing::shared()?;
     drop(thing);
     check_end(&events, 0, 1)?;
 
-    // Live and used.
+    // Live, with a guard.
     let (thing, events) = Thing::shared()?;
     let guard = thing.try_get();
     drop(thing);
@@ -1166,7 +1191,7 @@ fn drop_in_each_state() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Holds its own initial reference, which is dropped with it.
+/// An object that owns its own `PercpuRef`, which is dropped with the object.
 #[pin_data]
 struct Selfish {
     #[pin]
@@ -1203,16 +1228,16 @@ fn drop_inside_release() -> Result<Outcome> {
 
 type Inbox<T> = Mutex<Option<PercpuRefGuard<T>>>;
 
-/// What the threads of one round of stress share.
+/// Shared by the threads of one round of stress.
 struct Round<T: Counted> {
     thing: PercpuRef<T>,
     events: Arc<Events>,
-    /// A place for each thread, where others leave guards for it to put.
+    /// A place for each thread, where another thread leaves guards for it to put.
     inboxes: KVec<Pin<KBox<Inbox<T>>>>,
     turns: Counter,
-    /// References that were got after the confirmation.
+    /// The number of `try_get_live()` that succeeded after the confirmation.
     late: Counter,
-    /// Guards whose object was gone.
+    /// The number of guards whose object was dropped.
     dangling: Counter,
 }
 
@@ -1236,13 +1261,13 @@ impl<T: Counted + From<Thing> + AsRef<Thing>> Round<T> {
         Ok(Arc::new(round, GFP_KERNEL)?)
     }
 
-    /// Gets, clones, hands over and puts until after the confirmation.
+    /// Gets, clones, passes on and puts references until after the confirmation.
     fn work(&self, me: usize) {
         let mut turn = 0usize;
         loop {
             turn = turn.wrapping_add(1);
             if turn % 256 == 0 {
-                // Lets the others in, RCU's threads among them.
+                // Lets other threads run, including those of RCU.
                 fsleep(Delta::from_micros(200));
             }
             let confirmed = self.events.confirmed.get() != 0;
@@ -1262,7 +1287,7 @@ impl<T: Counted + From<Thing> + AsRef<Thing>> Round<T> {
 
             let clone = guard.clone();
             if turn % 4 == 0 {
-                // The next thread, most likely on another CPU, puts what it finds.
+                // The next thread, usually on another CPU, puts the guard that it finds.
                 let next = self.inboxes.get(me + 1).unwrap_or(&self.inboxes[0]);
                 let found = next.lock().replace(clone);
                 self.check_alive(found.as_ref());
@@ -1281,18 +1306,18 @@ impl<T: Counted + From<Thing> + AsRef<Thing>> Round<T> {
     }
 }
 
-/// Rounds of stress, however short the time.
+/// The least number of rounds of stress.
 const ROUNDS: usize = 200;
-/// Rounds that run side by side, for most of a round is waiting for a grace period.
+/// The number of rounds that run at a time, because most of a round is a wait for a grace period.
 const ABREAST: usize = 20;
 
-/// Threads on all CPUs use the reference in every way, while another one kills it.
+/// Gets and puts references in threads on all CPUs, while another thread kills the reference.
 fn stress() -> Result<Outcome> {
     let seconds = value(module_parameters::seconds.value());
     stress_for::<Thing>(times(ROUNDS), Delta::from_secs(i64::from(seconds)))
 }
 
-/// Runs rounds of stress with objects that are a `T`, as many and as long as said, or more.
+/// Runs at least `rounds` rounds of stress with objects of the type `T`, for at least `time`.
 fn stress_for<T>(rounds: usize, time: Delta) -> Result<Outcome>
 where
     T: Counted + From<Thing> + AsRef<Thing>,
@@ -1314,7 +1339,8 @@ where
                 threads.push(Thread::spawn(cpu, move || round.work(me))?, GFP_KERNEL)?;
             }
 
-            // The moment of the kill wanders, also to before some threads have begun.
+            // The kill comes at a different time in each round, and in some rounds before some
+            // threads have begun.
             let cpu = number.checked_rem(cpus).ok_or(EIO)?;
             let victim = round.clone();
             let killer = Thread::spawn(online_cpus().nth(cpu).ok_or(EIO)?, move || {
@@ -1327,7 +1353,8 @@ where
         }
         drop(threads);
 
-        // The threads are gone, so all have seen the end. What lies in the inboxes still holds it.
+        // The threads have ended, so each has seen the reference closed. Guards in the inboxes
+        // still hold the object.
         for round in &rounds {
             check!(round.events.confirmed.get() == 1);
             for inbox in &round.inboxes {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the benchmark compares with, as a driver in C would have it compiled: each function does one
- * thing @n times. And what only C can say: how long something takes by the counter of get_cycles().
+ * The implementations in C that the benchmark compares with, compiled as in a driver in C. Each
+ * function does one operation @n times. Also has functions that Rust cannot call directly, such as
+ * get_cycles().
  */
 
 #include <linux/delay.h>
@@ -17,7 +18,7 @@
 
 static DEFINE_PER_CPU(unsigned long, counter);
 
-/* An object as a driver would count it, in one of two ways. */
+/* An object that is counted by a percpu_ref, and one that is counted by a refcount_t. */
 struct c_object {
 	struct percpu_ref ref;
 	u64 payload[2];
@@ -28,7 +29,7 @@ struct c_shared {
 	u64 payload[2];
 };
 
-/* An object that readers find, which is replaced as a whole. */
+/* An object that RCU readers find, and that is replaced as a whole. */
 struct c_settings {
 	struct rcu_head rcu;
 	u64 payload[2];
@@ -39,18 +40,18 @@ static struct c_object __rcu *place;
 static struct c_settings __rcu *settings;
 static struct c_shared shared;
 
-/* Objects that are not released yet, and when the last one was. */
+/* The number of objects that are not released yet, and the time of the last release. */
 static atomic_t left;
 static u64 last;
 
 static void released(struct percpu_ref *ref)
 {
 	WRITE_ONCE(last, ktime_get_ns());
-	/* Pairs with the acquire of the waiter. */
+	/* Pairs with the acquire in percpu_ref_bench_c_kill(). */
 	(void)atomic_dec_return_release(&left);
 }
 
-/* What is done once. */
+/* The operations. */
 
 static inline void c_empty(void)
 {
@@ -63,7 +64,7 @@ static inline void this_cpu(void)
 	this_cpu_dec(counter);
 }
 
-/* As net_device counts: what pcpu_refcnt points to. */
+/* A counter behind a pointer, as pcpu_refcnt in struct net_device. */
 static unsigned long __percpu *refcnt;
 
 static inline void pcpu_refcnt(void)
@@ -90,7 +91,7 @@ static inline void c_try_get_live_put(void)
 		percpu_ref_put(&object.ref);
 }
 
-/* As drivers have it. */
+/* A lookup as in drivers. */
 static inline void c_lookup_put(void)
 {
 	struct c_object *c;
@@ -104,7 +105,7 @@ static inline void c_lookup_put(void)
 		percpu_ref_put(&c->ref);
 }
 
-/* There is one writer. */
+/* There is only one writer, so there is no lock. */
 static inline void c_replace_free(void)
 {
 	struct c_settings *c = kmalloc(sizeof(*c), GFP_KERNEL);
@@ -130,7 +131,7 @@ static inline void c_batch(void)
 		percpu_ref_put_many(&object.ref, 32);
 }
 
-/* Work of the caller between a get and a put, in memory of its own: a packet's header, perhaps. */
+/* Does some work between a get and a put, in memory of the caller, such as a packet's header. */
 noinline void percpu_ref_bench_work(void)
 {
 	u64 header[8];
@@ -157,7 +158,7 @@ static inline void this_cpu_work(void)
 	this_cpu_dec(counter);
 }
 
-/* Where references got on one CPU wait to be put on another. */
+/* A reference that was got on one CPU and will be put on another. */
 static struct c_object *passed;
 
 static inline void c_get_pass_put(void)
@@ -173,7 +174,7 @@ static inline void c_get_pass_put(void)
 
 static inline void refcount_put(void)
 {
-	/* As drivers have it; it is not the last one. */
+	/* A put as in drivers. It is not the last put. */
 	if (refcount_dec_and_test(&shared.ref))
 		pr_err("put the last reference\n");
 }
@@ -243,14 +244,14 @@ static inline void refcount_init_free(void)
 		kfree(c);
 }
 
-/* The same @n times. */
+/* The loops, which do an operation @n times. */
 
 #define LOOP(once)								\
 noinline void percpu_ref_bench_##once(const void *unused, unsigned long n)	\
 {										\
 	while (n--) {								\
 		once();								\
-		OPTIMIZER_HIDE_VAR(n); /* Or short loops are unrolled. */	\
+		OPTIMIZER_HIDE_VAR(n); /* Prevents unrolling of the loop. */	\
 	}									\
 }
 
@@ -308,7 +309,7 @@ void percpu_ref_bench_exit(void)
 	percpu_ref_exit(&object.ref);
 }
 
-/* A thousand instructions, @n times. */
+/* Executes @n times a thousand instructions. */
 void percpu_ref_bench_nops(const void *unused, unsigned long n)
 {
 #if defined(CONFIG_X86_64)
@@ -318,7 +319,7 @@ void percpu_ref_bench_nops(const void *unused, unsigned long n)
 #endif
 }
 
-/* What @run takes by the counter of get_cycles(), with interrupts disabled. */
+/* Returns the cycles that @run takes by get_cycles(), with interrupts disabled. */
 u64 percpu_ref_bench_cycles(void (*run)(const void *arg, unsigned long n), const void *arg,
 			    unsigned long n)
 {

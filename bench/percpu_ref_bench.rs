@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The benchmark: what references cost, beside the C original and what else one might use.
+//! The benchmark: compares the cost of references with the C original and with alternatives.
 //!
-//! Inserting the module runs it. Each line of the log that has `result` in it is a row of the
-//! table; `scripts/bench-report` makes the table of them.
+//! Inserting the module runs the benchmark. Each line of the log that contains `result` is a row of
+//! the table that `scripts/bench-report` makes.
 //!
 //! # Time
 //!
-//! An *operation* is done in loops by all the *implementations* that have it, one after the other,
-//! on so many CPUs at once, in threads that stay on their CPUs and begin together. That is a
-//! *round*; the next one has them in the opposite order, so that what drifts meets all alike. The
-//! first round warms up and is not counted. From each time the median of the empty loop's is
-//! subtracted. What is printed are percentiles of the rounds, in picoseconds for one operation on
-//! one CPU.
+//! In a *round*, each *implementation* does an *operation* in a loop, one implementation after
+//! another. The loop runs on a number of CPUs at a time, in threads that stay on their CPUs and
+//! begin together. The order of the implementations is reversed in each second round, so that a
+//! drift affects all of them equally. The first round warms up and is not counted. From each time,
+//! the median time of the empty loop is subtracted. The module prints percentiles over the rounds,
+//! in picoseconds for one operation on one CPU.
 //!
 //! # Instructions
 //!
 //! With `instructions=1`, under an emulator whose clock counts instructions (QEMU's `-icount`), the
-//! cycles of each loop are counted with interrupts disabled, and compared with a loop of known
-//! length. The numbers are thousandths of instructions, and the same in every run.
+//! module counts the cycles of each loop with interrupts disabled, and compares them with a loop of
+//! known length. The numbers are thousandths of instructions, and do not differ between runs.
 
 use core::mem::MaybeUninit;
 use kernel::sync::percpu_ref::{
@@ -93,28 +93,29 @@ module! {
     },
 }
 
-struct Payload(#[allow(dead_code)] [u64; 2]); // For its size.
+struct Payload(#[allow(dead_code)] [u64; 2]); // The field gives the object a size.
 
-/// Objects that are not released yet, and when the last one was.
+/// The number of objects that are not released yet.
 static LEFT: Atomic<usize> = Atomic::new(0);
+/// The time of the last release.
 static LAST: Atomic<i64> = Atomic::new(0);
 
 impl Counted for Payload {
     fn release(&self) {
         LAST.store(now(), Relaxed);
-        // Pairs with the `Acquire` of the waiter.
+        // Pairs with the `Acquire` in `kill()`.
         LEFT.fetch_sub(1, Release);
     }
 }
 
-/// Nanoseconds since some moment.
+/// Returns the monotonic time in nanoseconds.
 fn now() -> i64 {
-    // SAFETY: May be called anywhere.
+    // SAFETY: `ktime_get()` can be called from any context except NMI.
     unsafe { bindings::ktime_get() }
 }
 
-/// The same, with an end that waits for RCU Tasks.
-struct TasksPayload(#[allow(dead_code)] Payload); // For its size.
+/// A [`Payload`] whose kill waits for RCU Tasks.
+struct TasksPayload(#[allow(dead_code)] Payload); // The field gives the object a size.
 
 impl Counted for TasksPayload {
     const RCU_TASKS: bool = true;
@@ -130,15 +131,20 @@ impl From<Payload> for TasksPayload {
     }
 }
 
-/// Where the lookups find their object, and what is replaced as a whole. C's are statics, too.
+/// The place in which lookups find their object, which is a static as in C.
 static PLACE: RcuPercpuRef<Payload> = RcuPercpuRef::empty();
+/// The place in which lookups find an object with `RCU_TASKS`.
 static TASKS_PLACE: RcuPercpuRef<TasksPayload> = RcuPercpuRef::empty();
-/// Where references got on one CPU wait to be put on another.
+/// A reference that was got on one CPU and will be put on another, or null.
 static PASSED: Atomic<*mut c_void> = Atomic::new(core::ptr::null_mut());
+/// A reference to an object with `RCU_TASKS` that was got on one CPU, or null.
 static TASKS_PASSED: Atomic<*mut c_void> = Atomic::new(core::ptr::null_mut());
+/// The object that is replaced as a whole.
 static SETTINGS: RcuCell<Payload> = RcuCell::empty();
 
-/// What the other loops are about; those in C have their own.
+/// The objects that the loops in Rust use.
+///
+/// The loops in C have objects of their own.
 struct Subjects {
     ours: PercpuRef<Payload>,
     tasks: PercpuRef<TasksPayload>,
@@ -165,31 +171,32 @@ fn new_object<T: Counted + From<Payload>>() -> Result<PercpuRef<T>> {
     Ok(UniquePercpuRef::new(T::from(Payload([7; 2])), GFP_KERNEL)?.into())
 }
 
-/// Work of the caller between a get and a put, as in the loops in C.
+/// Does some work between a get and a put, as the loops in C do.
 #[inline(always)]
 fn work() {
-    // SAFETY: The function has no requirements.
+    // SAFETY: `percpu_ref_bench_work()` can be called from any context.
     unsafe { percpu_ref_bench_work() };
 }
 
-/// Leaves a reference for another CPU to put, and puts the one that was left.
+/// Stores a reference for another CPU to put, and puts the reference that was stored before.
 #[inline(always)]
 fn pass<T: Counted>(passed: &Atomic<*mut c_void>, guard: PercpuRefGuard<T>) {
-    // `Full`: what is found was left by the same operation.
+    // `Full`: pairs with the exchange that has stored the reference that this finds.
     let found = passed.xchg(guard.into_foreign(), Full);
     if !found.is_null() {
-        // SAFETY: `into_foreign()` of such a guard returned it, and it is taken once.
+        // SAFETY: `found` came from `into_foreign()` of a `PercpuRefGuard<T>`, and the exchange has
+        // given us its ownership.
         drop(unsafe { PercpuRefGuard::<T>::from_foreign(found) });
     }
 }
 
-/// An abstraction of C's `percpu_ref`: an object that is counted by one.
+/// An object that is counted by a C `percpu_ref`, as in a Rust abstraction of it.
 ///
-/// Its count is never killed, so that it stays per-CPU and `release` is not called.
+/// The reference is never killed, so it stays in per-CPU mode and `release` is not called.
 ///
 /// # Invariants
 ///
-/// `count` is initialised, and stays so until the object is dropped.
+/// `count` is initialised until the object is dropped.
 #[pin_data(PinnedDrop)]
 struct Wrapper<T> {
     #[pin]
@@ -197,21 +204,25 @@ struct Wrapper<T> {
     _data: T,
 }
 
-// SAFETY: A `percpu_ref` may be used and freed on any thread, and so may the data.
+// SAFETY: Any thread can use and free a `percpu_ref`, and the data, which is `Send`.
 unsafe impl<T: Send> Send for Wrapper<T> {}
 
-// SAFETY: What a shared reference allows may be done to a `percpu_ref` on all CPUs at once.
+// SAFETY: Any number of threads can get and put references at a time, and share the data, which is
+// `Sync`.
 unsafe impl<T: Sync> Sync for Wrapper<T> {}
 
 impl<T> Wrapper<T> {
     fn new(data: T) -> impl PinInit<Self, Error> {
+        /// # Safety
+        ///
+        /// There are no requirements.
         unsafe extern "C" fn release(_count: *mut bindings::percpu_ref) {}
 
         // INVARIANT: `percpu_ref_init()` initialises the count, or it fails and there is no object.
         try_pin_init!(Self {
             count <- Opaque::try_ffi_init(|count| {
-                // SAFETY: `count` is valid for writes, and pinned. This may sleep, as one that
-                // allocates with `GFP_KERNEL` may.
+                // SAFETY: `count` is valid for writes, and pinned. The caller may sleep, because it
+                // allocates with `GFP_KERNEL`.
                 to_result(unsafe {
                     bindings::percpu_ref_init(count, Some(release), 0, bindings::GFP_KERNEL)
                 })
@@ -221,16 +232,16 @@ impl<T> Wrapper<T> {
     }
 
     fn try_get(&self) -> Option<WrapperGuard<'_, T>> {
-        // SAFETY: The count is initialised, by the type invariant.
+        // SAFETY: By the type invariant, the count is initialised.
         let is_got = unsafe { rust_percpu_ref_bench_helper_tryget(self.count.get()) };
-        // INVARIANT: The reference that was got is the guard's.
+        // INVARIANT: The guard owns the reference that was just got.
         is_got.then(|| WrapperGuard(self))
     }
 
     fn try_get_live(&self) -> Option<WrapperGuard<'_, T>> {
-        // SAFETY: The count is initialised, by the type invariant.
+        // SAFETY: By the type invariant, the count is initialised.
         let is_got = unsafe { rust_percpu_ref_bench_helper_tryget_live(self.count.get()) };
-        // INVARIANT: The reference that was got is the guard's.
+        // INVARIANT: The guard owns the reference that was just got.
         is_got.then(|| WrapperGuard(self))
     }
 }
@@ -238,9 +249,8 @@ impl<T> Wrapper<T> {
 #[pinned_drop]
 impl<T> PinnedDrop for Wrapper<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The count is initialised, by the type invariant. A guard borrows the object, so
-        // that none is left to put its reference. The count was not killed, and so no RCU callback
-        // refers to it.
+        // SAFETY: By the type invariant, the count is initialised. A guard borrows the object, so
+        // there are no guards any more. The count was not killed, so no RCU callback uses it.
         unsafe { bindings::percpu_ref_exit(self.count.get()) };
     }
 }
@@ -249,34 +259,41 @@ impl<T> PinnedDrop for Wrapper<T> {
 ///
 /// # Invariants
 ///
-/// The guard has a reference of the count.
+/// The guard owns a reference of the count.
 struct WrapperGuard<'a, T>(&'a Wrapper<T>);
 
 impl<T> Clone for WrapperGuard<'_, T> {
     fn clone(&self) -> Self {
-        // SAFETY: The count is initialised, and not zero since `self` has a reference.
+        // SAFETY: By the type invariants, the count is initialised, and `self` has a reference, so
+        // the count is not zero.
         unsafe { rust_percpu_ref_bench_helper_get(self.0.count.get()) };
-        // INVARIANT: The reference that was got is the new guard's.
+        // INVARIANT: The new guard owns the reference that was just got.
         Self(self.0)
     }
 }
 
 impl<T> Drop for WrapperGuard<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: The count is initialised, and the reference is the guard's to put, by the type
-        // invariants.
+        // SAFETY: By the type invariants, the count is initialised, and the guard owns a reference,
+        // which is not used after this.
         unsafe { rust_percpu_ref_bench_helper_put(self.0.count.get()) };
     }
 }
 
-/// Does an operation a given number of times, with a `&Subjects`.
+/// A function that does an operation a given number of times.
+///
+/// The pointer must point to a valid [`Subjects`].
 type Loop = unsafe extern "C" fn(*const c_void, usize);
 
-/// A loop in Rust.
+/// Defines loops in Rust.
 macro_rules! loops {
     ($($name:ident($subjects:ident) $body:block)*) => { $(
+        /// # Safety
+        ///
+        /// `subjects` must point to a valid `Subjects`.
         unsafe extern "C" fn $name(subjects: *const c_void, n: usize) {
-            // SAFETY: As the type `Loop` says.
+            // SAFETY: By the safety requirements of this function, `subjects` points to a
+            // `Subjects`.
             let $subjects = unsafe { &*subjects.cast::<Subjects>() };
             for _ in 0..n {
                 $body
@@ -336,8 +353,13 @@ loops! {
     arc_init_free(_subjects) { drop(Arc::new(Payload([7; 2]), GFP_KERNEL)) }
 }
 
+/// Clones and drops a guard.
+///
+/// # Safety
+///
+/// `subjects` must point to a valid [`Subjects`].
 unsafe extern "C" fn clone_drop(subjects: *const c_void, n: usize) {
-    // SAFETY: As the type `Loop` says.
+    // SAFETY: By the safety requirements of this function, `subjects` points to a `Subjects`.
     let subjects = unsafe { &*subjects.cast::<Subjects>() };
     let Some(guard) = subjects.ours.try_get() else {
         return;
@@ -347,8 +369,13 @@ unsafe extern "C" fn clone_drop(subjects: *const c_void, n: usize) {
     }
 }
 
+/// Clones and drops a guard of an object with `RCU_TASKS`.
+///
+/// # Safety
+///
+/// `subjects` must point to a valid [`Subjects`].
 unsafe extern "C" fn tasks_clone_drop(subjects: *const c_void, n: usize) {
-    // SAFETY: As the type `Loop` says.
+    // SAFETY: By the safety requirements of this function, `subjects` points to a `Subjects`.
     let subjects = unsafe { &*subjects.cast::<Subjects>() };
     let Some(guard) = subjects.tasks.try_get() else {
         return;
@@ -358,8 +385,13 @@ unsafe extern "C" fn tasks_clone_drop(subjects: *const c_void, n: usize) {
     }
 }
 
+/// Clones and drops a guard of a [`Wrapper`].
+///
+/// # Safety
+///
+/// `subjects` must point to a valid [`Subjects`].
 unsafe extern "C" fn wrapper_clone_drop(subjects: *const c_void, n: usize) {
-    // SAFETY: As the type `Loop` says.
+    // SAFETY: By the safety requirements of this function, `subjects` points to a `Subjects`.
     let subjects = unsafe { &*subjects.cast::<Subjects>() };
     let Some(guard) = subjects.wrapper.try_get() else {
         return;
@@ -369,14 +401,14 @@ unsafe extern "C" fn wrapper_clone_drop(subjects: *const c_void, n: usize) {
     }
 }
 
-/// One pair by itself, for `scripts/hot-path` to look at what the compiler makes of it.
+/// Gets and puts a reference, for `scripts/hot-path`, which checks the machine code.
 #[no_mangle]
 #[inline(never)]
 extern "C" fn rust_percpu_ref_bench_pair(reference: &PercpuRef<Payload>) {
     drop(reference.try_get());
 }
 
-/// The same, of an object whose end waits for RCU Tasks.
+/// Gets and puts a reference to an object with `RCU_TASKS`, for `scripts/hot-path`.
 #[no_mangle]
 #[inline(never)]
 extern "C" fn rust_percpu_ref_bench_tasks_pair(reference: &PercpuRef<TasksPayload>) {
@@ -422,7 +454,7 @@ extern "C" {
 /// An implementation of an operation: its name, and its loop.
 type Peer = (&'static str, Loop);
 
-/// The empty loops, in C and in Rust, come first.
+/// The empty loops, in C and in Rust, which come first in each round.
 const EMPTY: [Peer; 2] = [("empty", percpu_ref_bench_c_empty), ("empty", empty)];
 
 /// A loop, for `bench/silicon.c`, which runs it in user space.
@@ -431,7 +463,7 @@ struct SiliconLoop {
     op: [u8; 32],
     implementation: [u8; 32],
     run: Loop,
-    /// The index of the empty loop to be subtracted.
+    /// The index of the empty loop whose time is subtracted.
     empty: usize,
 }
 
@@ -443,7 +475,7 @@ fn padded(name: &str) -> [u8; 32] {
     bytes
 }
 
-/// Makes the subjects in the process that this was linked into, and returns their address.
+/// Makes the subjects for `bench/silicon.c`, and returns their address, or null.
 #[no_mangle]
 extern "C" fn rust_percpu_ref_bench_silicon() -> *const c_void {
     let make = || {
@@ -453,7 +485,9 @@ extern "C" fn rust_percpu_ref_bench_silicon() -> *const c_void {
     make().unwrap_or(core::ptr::null_mut::<c_void>())
 }
 
-/// Returns the loop `peer` of the operation `op`, if there is one; the first two are empty.
+/// Writes the loop `peer` of the operation `op` to `found`, and returns whether there is one.
+///
+/// The first two loops are empty.
 #[no_mangle]
 extern "C" fn rust_percpu_ref_bench_silicon_loop(
     op: usize,
@@ -475,14 +509,15 @@ extern "C" fn rust_percpu_ref_bench_silicon_loop(
     true
 }
 
-/// An operation and its implementations. The last `in_rust` of them are in Rust.
+/// An operation and its implementations.
 struct Op {
     name: &'static str,
     peers: &'static [Peer],
+    /// The number of implementations in Rust, which are the last ones.
     in_rust: usize,
-    /// In a loop.
+    /// The number of times in a loop.
     times: usize,
-    /// On more than one CPU, and with interrupts disabled.
+    /// Whether the operation is also measured on more than one CPU and with interrupts disabled.
     is_hot: bool,
 }
 
@@ -605,7 +640,7 @@ const OPS: &[Op] = &[
 ];
 
 impl Op {
-    /// The loops of a round, and for each the index of the empty one to be subtracted.
+    /// Returns the loops of a round, each with its index and that of the empty loop to subtract.
     fn loops(&self) -> impl DoubleEndedIterator<Item = (usize, &Peer, usize)> + ExactSizeIterator {
         let first_in_rust = EMPTY.len() + self.peers.len() - self.in_rust;
         (0..EMPTY.len() + self.peers.len()).map(move |index| match index.checked_sub(EMPTY.len()) {
@@ -619,22 +654,22 @@ impl Op {
     }
 }
 
-/// What the threads of an operation share.
+/// Shared by the threads of an operation.
 struct Rounds {
     op: &'static Op,
     subjects: Arc<Subjects>,
     cpus: u32,
     rounds: usize,
-    /// Threads that have come to the start of a loop, of all loops so far.
+    /// The number of threads that have arrived at the start of a loop, summed over all loops.
     arrived: Atomic<u32>,
-    /// Not all threads could be created, so no thread must wait for the others.
+    /// Set if not all threads could be created, so that no thread waits for the others.
     is_over: Atomic<u32>,
-    /// Nanoseconds, added up over the threads, of each loop in each round.
+    /// The nanoseconds of each loop in each round, summed over the threads.
     times: KVec<Atomic<i64>>,
 }
 
 impl Rounds {
-    /// A thread's part.
+    /// Runs all loops of all rounds in one thread.
     fn run(&self) {
         let loops = self.op.loops().len();
         let mut started = 0;
@@ -658,7 +693,7 @@ impl Rounds {
                     cpu_relax();
                 }
                 let start = now();
-                // SAFETY: These are subjects.
+                // SAFETY: The pointer points to a `Subjects`, which `self` keeps alive.
                 unsafe { run((&raw const *self.subjects).cast(), self.op.times) };
                 self.times[round * loops + index].add(now() - start, Relaxed);
             }
@@ -668,7 +703,7 @@ impl Rounds {
 
 fn measure_times(op: &'static Op, subjects: &Arc<Subjects>, cpus: u32, rounds: usize) -> Result {
     let loops = op.loops().len();
-    // One more, to warm up.
+    // One more round, to warm up.
     let rounds = rounds + 1;
     let mut times = KVec::with_capacity(rounds * loops, GFP_KERNEL)?;
     for _ in 0..rounds * loops {
@@ -716,7 +751,7 @@ fn measure_times(op: &'static Op, subjects: &Arc<Subjects>, cpus: u32, rounds: u
         if index == empty {
             medians[index] = percentile(&samples, 50);
         }
-        // The one in Rust is there to be subtracted.
+        // The empty loop in Rust is only used for subtraction.
         if index != 1 {
             report(op.name, name, cpus, &samples);
         }
@@ -724,12 +759,14 @@ fn measure_times(op: &'static Op, subjects: &Arc<Subjects>, cpus: u32, rounds: u
     Ok(())
 }
 
-/// Returns the value that a given part of all values are not above.
+/// Returns the value that `percent` of all values do not exceed.
 fn percentile(sorted: &[i64], percent: usize) -> i64 {
     sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
 }
 
-/// `sort_unstable()` has a panic that objtool does not know.
+/// Sorts numbers.
+///
+/// Does not use `sort_unstable()`, which has a panic that objtool does not know.
 fn sort(numbers: &mut [i64]) {
     for i in 1..numbers.len() {
         for j in (1..=i).rev() {
@@ -741,7 +778,7 @@ fn sort(numbers: &mut [i64]) {
     }
 }
 
-/// Prints a row of times, which are sorted.
+/// Prints a row of times, which must be sorted.
 fn report(op: &str, name: &str, cpus: u32, picoseconds: &[i64]) {
     let [p5, p50, p95, p99] = [5, 50, 95, 99].map(|p| percentile(picoseconds, p));
     pr_info!(
@@ -768,7 +805,7 @@ fn measure_kills(op: &str, objects: usize, rounds: usize) -> Result {
     let mut samples = [KVec::new(), KVec::new(), KVec::new()];
     for round in 0..=rounds {
         for turn in 0..names.len() {
-            // RCU Tasks takes long, so it is asked less often.
+            // RCU Tasks takes long, so it is measured in fewer rounds.
             let turn = (round + turn) % names.len();
             if turn == 2 && round > 10 {
                 continue;
@@ -778,7 +815,7 @@ fn measure_kills(op: &str, objects: usize, rounds: usize) -> Result {
                 1 => measure_kill_in_c(objects)?,
                 _ => measure_kill::<TasksPayload>(objects)?,
             };
-            // What is left of the last ones is not to be paid for by the next ones.
+            // Waits for callbacks of these objects, so that they do not delay the next kill.
             rcu::rcu_barrier();
             if round > 0 {
                 samples[turn].push(time * 1000, GFP_KERNEL)?;
@@ -807,8 +844,8 @@ fn measure_kill_in_c(objects: usize) -> Result<i64> {
         all.push(CObject::new()?, GFP_KERNEL)?;
     }
     rcu::rcu_barrier();
-    // SAFETY: A `CObject` is a pointer to an object, which is killed once. What is killed may not
-    // be freed before its callback is over.
+    // SAFETY: A `CObject` is a pointer to an object. Each object is killed once, and is freed after
+    // the barrier below, when its callback has run.
     let time = unsafe { percpu_ref_bench_c_kill(all.as_ptr().cast(), objects as c_uint) };
     rcu::rcu_barrier();
     Ok(time as i64)
@@ -818,40 +855,42 @@ fn measure_kill_in_c(objects: usize) -> Result<i64> {
 ///
 /// # Invariants
 ///
-/// The pointer is what `percpu_ref_bench_c_new()` returned.
+/// The pointer came from `percpu_ref_bench_c_new()`, and is not null.
 #[repr(transparent)]
 struct CObject(*mut c_void);
 
-// SAFETY: May be freed on any thread.
+// SAFETY: Any thread can free the object.
 unsafe impl Send for CObject {}
 
-// SAFETY: Nothing can be done with a reference to one.
+// SAFETY: There is no operation on a shared reference to a `CObject`.
 unsafe impl Sync for CObject {}
 
 impl CObject {
     fn new() -> Result<Self> {
-        // SAFETY: Has no requirements.
+        // SAFETY: `percpu_ref_bench_c_new()` can be called from process context.
         let c = unsafe { percpu_ref_bench_c_new() };
         if c.is_null() {
             return Err(ENOMEM);
         }
-        // INVARIANT: As was just checked.
+        // INVARIANT: `c` came from `percpu_ref_bench_c_new()`, and was checked for null.
         Ok(Self(c))
     }
 }
 
 impl Drop for CObject {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. Nothing is under way, as the callers see to.
+        // SAFETY: By the type invariant, the pointer is valid. If the object was killed,
+        // `measure_kill_in_c()` has waited for its callback.
         unsafe { percpu_ref_bench_c_free(self.0) };
     }
 }
 
-/// Prints the instructions of each loop that is [`Op::is_hot`].
+/// Counts and prints the instructions of each loop that is [`Op::is_hot`].
 fn count_instructions(subjects: &Subjects) -> Result {
     const THOUSANDS: u64 = 1000;
     let subjects = (&raw const *subjects).cast();
-    // SAFETY: These are subjects, and the loops that it is called for may have interrupts disabled.
+    // SAFETY: The pointer points to a `Subjects`. The loops that this is called for are `is_hot`,
+    // so they can run with interrupts disabled.
     let cycles = |run, n| unsafe {
         percpu_ref_bench_cycles(run, subjects, 100);
         percpu_ref_bench_cycles(run, subjects, n)
@@ -859,7 +898,7 @@ fn count_instructions(subjects: &Subjects) -> Result {
 
     let million = cycles(percpu_ref_bench_nops, THOUSANDS as usize);
     let again = cycles(percpu_ref_bench_nops, THOUSANDS as usize);
-    // The clock may have a coarse tick, but no mind of its own.
+    // The clock may have a coarse tick, so the numbers may differ by a tick.
     let is_same = |one: u64, other| one.abs_diff(other) <= 2;
     if !is_same(million, again) || million < 1000 {
         pr_err!(
@@ -892,7 +931,7 @@ fn count_instructions(subjects: &Subjects) -> Result {
     Ok(())
 }
 
-/// What `hold` asks for, until the module is removed.
+/// The objects that the parameter `hold` asks for, which are held until the module is removed.
 struct Held {
     _ours: KVVec<PercpuRef<Payload>>,
     _c: KVVec<CObject>,
@@ -913,12 +952,12 @@ fn hold(count: usize, kind: u32) -> Result<Held> {
     Ok(held)
 }
 
-/// The C side's objects, which are there as long as this is.
+/// The objects of the loops in C, which exist until this is dropped.
 struct CSide;
 
 impl CSide {
     fn new() -> Result<Self> {
-        // SAFETY: Called once, as is the other one.
+        // SAFETY: This is called once, and `drop()` calls `percpu_ref_bench_exit()` once.
         to_result(unsafe { percpu_ref_bench_init() })?;
         Ok(Self)
     }
@@ -926,21 +965,22 @@ impl CSide {
 
 impl Drop for CSide {
     fn drop(&mut self) {
-        // SAFETY: No thread uses them any more.
+        // SAFETY: No thread uses the objects any more.
         unsafe { percpu_ref_bench_exit() };
     }
 }
 
-/// Puts what was passed last.
+/// Puts the reference that was stored last by [`pass`].
 fn drop_passed<T: Counted>(passed: &Atomic<*mut c_void>) {
     let found = passed.xchg(core::ptr::null_mut(), Full);
     if !found.is_null() {
-        // SAFETY: `into_foreign()` of such a guard returned it, and it is taken once.
+        // SAFETY: `found` came from `into_foreign()` of a `PercpuRefGuard<T>`, and the exchange has
+        // given us its ownership.
         drop(unsafe { PercpuRefGuard::<T>::from_foreign(found) });
     }
 }
 
-/// What is in the statics, as long as this is.
+/// The objects in the statics, which exist until this is dropped.
 struct Places;
 
 impl Places {
@@ -1007,7 +1047,9 @@ impl kernel::Module for Bench {
     }
 }
 
-/// What a parameter is set to; up to 7.2 that is a reference.
+/// Returns the value of a parameter.
+///
+/// Up to Linux 7.2, a parameter's `value()` returns a reference.
 fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
     *parameter.borrow()
 }

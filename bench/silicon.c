@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Runs the loops of the benchmark on this CPU, in user space: the machine code that was compiled
- * for the kernel, in modules and kernel alike. scripts/silicon links it with what it needs.
+ * Runs the loops of the benchmark on this CPU, in user space. The machine code of the loops, and of
+ * the kernel's functions that they call, was compiled for the kernel. scripts/silicon links it.
  *
- * The registers are the kernel's as well: a thread's base of %gs leads to per-CPU variables of its
- * own. The allocators are malloc(), so nothing that allocates is measured. Calls of ftrace are
- * patched away, as in a kernel that does not trace. Returns are plain, as on a CPU that needs no
- * mitigation, or with "safe", those of a kernel that protects AMD's Zen 1 to 4 from SRSO:
- * arch/x86/lib/retpoline.S.
+ * The code uses %gs as in the kernel: each thread has its own base of %gs, and so its own per-CPU
+ * variables. The allocators are those of the C library, so no loop that allocates is measured.
+ * Calls of ftrace are patched away, as in a kernel that does not trace. Returns are plain, as on a
+ * CPU that needs no mitigation, or with "safe", those of a kernel that protects AMD's Zen 1 to 4
+ * from SRSO; see arch/x86/lib/retpoline.S.
  */
 
 #define _GNU_SOURCE
@@ -35,7 +35,7 @@ static void fail(const char *what)
 	exit(1);
 }
 
-/* All else that the objects refer to leads here. */
+/* Is called by the stubs of all functions that the objects refer to and that are not here. */
 void silicon_unexpected(const char *name)
 {
 	fprintf(stderr, "error: %s() was called, which only a kernel has\n", name);
@@ -43,8 +43,8 @@ void silicon_unexpected(const char *name)
 }
 
 /*
- * The kernel's per-CPU variables, and memory for what is allocated. The preemption count is one at
- * which nothing is to be done.
+ * The kernel's per-CPU variables, and memory for per-CPU allocations. With this preemption count,
+ * preempt_enable() never reschedules.
  */
 asm(".pushsection .data..percpu, \"aw\"\n"
 	".balign 64\n"
@@ -66,7 +66,7 @@ unsigned long __cpu_possible_mask[128], __cpu_online_mask[128];
 unsigned int nr_cpu_ids;
 void *kmalloc_caches[1024], *random_kmalloc_seed[8], *system_dfl_wq, *__this_module[512];
 
-/* The kernel's allocators. */
+/* Replaces the kernel's allocators. */
 static void *allocate(size_t size)
 {
 	void *memory = NULL;
@@ -139,7 +139,7 @@ asm(".text\n"
 	"__x86_indirect_thunk_r11: .globl __x86_indirect_thunk_r11\n"
 	"	jmp *%r11\n");
 
-/* What the kernel patches when it boots or loads a module. */
+/* Patches the code that the kernel patches when it boots or loads a module. */
 static void patch(bool safe)
 {
 	static const char nop[5] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
@@ -152,7 +152,7 @@ static void patch(bool safe)
 	for (site = return_sites; site < return_sites_end; site++) {
 		char *code = (char *)site + *site;
 
-		/* A jump to the thunk, or none any more. */
+		/* There may be no jump to the thunk at this place any more. */
 		if (*code != (char)0xe9)
 			continue;
 		if (safe) {
@@ -164,13 +164,13 @@ static void patch(bool safe)
 			*code = 0xc3;
 		}
 	}
-	/* Some of them are before a function's endbr64. */
+	/* Some of the places have an endbr64 instead of the call. */
 	for (call = mcount_loc; call < mcount_loc_end; call++)
 		if (*(char *)*call == (char)0xe8)
 			memcpy((char *)*call, nop, sizeof(nop));
 }
 
-/* What the kernel has for each CPU, for this thread: the copy number @cpu. */
+/* Makes the per-CPU variables of the CPU with the number @cpu, for this thread. */
 static void be_cpu(unsigned int cpu)
 {
 	static const unsigned long distance = 1UL << 40;
@@ -185,7 +185,7 @@ static void be_cpu(unsigned int cpu)
 	__per_cpu_offset[cpu] = offset;
 	*(unsigned long *)((char *)&this_cpu_off + offset) = offset;
 	*(void **)((char *)&const_current_task + offset) = allocate(16384);
-	/* It is in a critical section, so that no inner one is the last. */
+	/* The task is in a read-side critical section, so each further section is nested. */
 	memset(*(void **)((char *)&const_current_task + offset), 1, 16384);
 	if (syscall(SYS_arch_prctl, ARCH_SET_GS, offset))
 		fail("cannot set the base of %gs");
@@ -218,7 +218,7 @@ static void stay_on(unsigned int cpu)
 		fail("cannot stay on a CPU");
 }
 
-/* A thread's part: the loops in turns, the next round in the opposite order. */
+/* Runs the loops in turns on one thread. The order is reversed in every second round. */
 static void *run(void *cpu)
 {
 	unsigned long number = (unsigned long)cpu;
@@ -233,7 +233,7 @@ static void *run(void *cpu)
 			size_t i = round % 2 ? count - 1 - turn : turn;
 			double start;
 
-			/* None begins before all have arrived. */
+			/* No thread begins before all have arrived. */
 			started += threads;
 			__atomic_fetch_add(&arrived, 1, __ATOMIC_ACQ_REL);
 			while (__atomic_load_n(&arrived, __ATOMIC_ACQUIRE) < started)

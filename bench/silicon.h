@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What silicon.c finds in the kernel's objects, and in their linker script.
+ * The symbols of the kernel's objects, of their linker script, and of silicon.c.
  */
 
 #ifndef _PERCPU_REF_BENCH_SILICON_H
@@ -20,12 +20,12 @@ struct loop {
 const void *rust_percpu_ref_bench_silicon(void);
 bool rust_percpu_ref_bench_silicon_loop(size_t op, size_t peer, struct loop *found);
 
-/* In silicon.c. */
+/* Defined in silicon.c, in assembly. */
 extern char safe_return[], dynamic[], dynamic_end[];
 extern unsigned long this_cpu_off;
 extern void *const_current_task;
 
-/* In silicon.ld, and the linker's own. */
+/* Defined by silicon.ld and by the linker. */
 extern char __executable_start[], etext[];
 extern char percpu_start[], percpu_end[];
 extern int return_sites[], return_sites_end[];

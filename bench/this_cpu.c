@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The this_cpu operations as a driver in C would have them compiled: each function does one of
- * them @n times, on an allocated variable, on a field of one, or on a static one.
+ * The this_cpu operations, compiled as in a driver in C. Each function does one operation @n times,
+ * on an allocated variable, on a field of an allocated variable, or on a static variable.
  */
 
 #include <linux/compiler.h>
@@ -16,7 +16,7 @@ static u64 __percpu *allocated;
 static struct fields __percpu *fields;
 static DEFINE_PER_CPU(u64, variable);
 
-/* As where a driver loads the pointer from its own structure. */
+/* Loads the pointer each time, as a driver loads it from its own structure. */
 #define ALLOCATED (*READ_ONCE(allocated))
 #define FIELD (READ_ONCE(fields)->value)
 
@@ -25,7 +25,7 @@ noinline void percpu_ref_bench_##name(const void *unused, unsigned long n)	\
 {										\
 	while (n--) {								\
 		once;								\
-		OPTIMIZER_HIDE_VAR(n); /* Or short loops are unrolled. */	\
+		OPTIMIZER_HIDE_VAR(n); /* Prevents unrolling of the loop. */	\
 	}									\
 }
 

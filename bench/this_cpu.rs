@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `this_cpu` operations beside C's: on an allocated variable, on a field of one, and on a static
-//! one. Their instructions are counted, and no time is taken.
+//! Compares the instructions of the `this_cpu` operations with those of C.
+//!
+//! The operations are on an allocated variable, on a field of an allocated variable, and on a
+//! static variable. Their times are not measured.
 
 use super::{
     Op,
@@ -45,7 +47,8 @@ impl Variables {
             allocated: PerCpu::zeroed(GFP_KERNEL)?,
             fields: PerCpu::zeroed(GFP_KERNEL)?,
         };
-        // SAFETY: Called once, before the loops. If it fails, `drop()` frees what was allocated.
+        // SAFETY: This is called once, before the loops. If it fails, `drop()` frees the memory
+        // that it has allocated.
         to_result(unsafe { percpu_ref_bench_this_cpu_init() })?;
         Ok(variables)
     }
@@ -53,12 +56,12 @@ impl Variables {
 
 impl Drop for Variables {
     fn drop(&mut self) {
-        // SAFETY: No loop runs any more.
+        // SAFETY: `new()` has called the initialisation, and no loop is running any more.
         unsafe { percpu_ref_bench_this_cpu_exit() };
     }
 }
 
-/// The loops of each operation, in C and in Rust.
+/// Declares the loops of each operation in C, and defines those in Rust.
 macro_rules! operations {
     ($($op:ident($var:ident, $n:ident) $body:expr;)*) => { kernel::macros::paste! {
         extern "C" { $(
@@ -68,8 +71,12 @@ macro_rules! operations {
         )* }
 
         $(
+            /// # Safety
+            ///
+            /// `subjects` must point to a valid `Subjects`.
             unsafe extern "C" fn $op(subjects: *const c_void, n: usize) {
-                // SAFETY: As the type `Loop` says.
+                // SAFETY: By the safety requirements of this function, `subjects` points to a
+                // `Subjects`.
                 let variables = unsafe { &(*subjects.cast::<Subjects>()).variables };
                 let mut $n = n as u64;
                 while $n > 0 {
@@ -79,8 +86,12 @@ macro_rules! operations {
                 }
             }
 
+            /// # Safety
+            ///
+            /// `subjects` must point to a valid `Subjects`.
             unsafe extern "C" fn [<$op _field>](subjects: *const c_void, n: usize) {
-                // SAFETY: As the type `Loop` says.
+                // SAFETY: By the safety requirements of this function, `subjects` points to a
+                // `Subjects`.
                 let variables = unsafe { &(*subjects.cast::<Subjects>()).variables };
                 let mut $n = n as u64;
                 while $n > 0 {
@@ -90,6 +101,9 @@ macro_rules! operations {
                 }
             }
 
+            /// # Safety
+            ///
+            /// There are no requirements.
             unsafe extern "C" fn [<$op _static>](_: *const c_void, n: usize) {
                 let mut $n = n as u64;
                 while $n > 0 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What a Rust abstraction of percpu_ref calls, as rust/helpers would have it: Rust cannot call what
- * is static inline. It is apart from peers.c since with more callers there the compiler may no
- * longer inline the same functions in the loops in C.
+ * The helpers of a Rust abstraction of percpu_ref, as in rust/helpers: Rust cannot call static
+ * inline functions. They are not in peers.c, because with more callers in that file, the compiler
+ * may no longer inline these functions into the loops in C.
  */
 
 #include <linux/percpu-refcount.h>

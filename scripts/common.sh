@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# Sourced by the other scripts: what a target is, where things are kept, how steps are shown.
+# Sourced by the other scripts. Describes targets, and has functions that run steps and show their results.
 
 set -euo pipefail
 set -o allexport # for the shells that bounded() starts
 
-# A script ends when the make or the script that started it does, whatever ended that; and so does a command
-# after $with_parent. Not all systems have that.
+# A script ends when the make or the script that started it ends, for whatever reason. A command after
+# $with_parent ends when this script ends. Without setpriv, neither works.
 if [ "${this_script:-}" != $$ ]; then
 	started_by=${this_script:-${MAKELEVEL:-}}
 	this_script=$$ with_parent="setpriv --pdeathsig TERM"
@@ -17,12 +17,13 @@ if [ "${this_script:-}" != $$ ]; then
 		exec $with_parent "$BASH" "$0" "$@"
 	fi
 fi
-# An interrupt in a terminal reaches all scripts of a run. Each ends when the one that it waits for has ended.
+# An interrupt in a terminal reaches all scripts of a run. Each script ends when the command that it waits for has
+# ended.
 trap 'exit 130' INT
 
-# What git tells its hooks is not for the repositories that are made here.
+# If a git hook has started this script, git has set these variables. They must not apply to other repositories.
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_PREFIX GIT_COMMON_DIR
-# With it, cd may go elsewhere, and prints where.
+# With CDPATH, cd may enter another folder, and prints it.
 unset CDPATH
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,26 +31,26 @@ cache=${PERCPU_REF_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(echo ~root)}/.cache}/percp
 
 # Sets the variables that describe target $1, by its file in scripts/targets.
 #
-# series		of the kernel, as in the name of Debian's linux-source-* package
-# flavour		of the kernel, as in the names of its binary packages
-# config		instead of a flavour: the configuration of a kernel that is built here
+# series		the series of the kernel, as in the name of Debian's linux-source-* package
+# flavour		the flavour of the kernel, as in the names of its binary packages
+# config		instead of a flavour, the configuration of a kernel that is built here
 # deb_arch		Debian's name of the architecture
-# tools			packages that it needs besides $packages
-# make_args		what each make in the kernel tree is given
-# debug			1: the library remembers what holds each object, as with DEBUG=1 on all targets;
-#			with DEBUG= on none
-# image			the kernel, in its build tree
+# tools			packages that the target needs besides $packages
+# make_args		the arguments of each make in the kernel tree
+# debug			1: the library records what holds each object. DEBUG=1 sets this for all targets, and
+#			DEBUG= for none
+# image			the file of the kernel in its build tree
 # qemu			the emulator and its machine
-# cpu			the processor, where it is emulated
+# cpu			the processor, if it is emulated
 # console		the kernel's name of its serial line
-# seconds		that the guest may take
-# memory		of the guest, in MB
-# test_mode		the mode of scripts/boot in which `make test` boots it: test, or quick
-# variants		kernel arguments, or what scripts/boot knows of, with each of which the test module
-#			is run once more
-# more_variants		those of `make test-everywhere`
-# hot_path		the instructions that getting and putting a reference may take, in a function
-#			by itself; none if helpers do it
+# seconds		the time limit of the guest
+# memory		the memory of the guest, in MB
+# test_mode		the mode of scripts/boot in which `make test` boots the target: test or quick
+# variants		kernel arguments, or arguments of scripts/boot. The test module is run once more with
+#			each
+# more_variants		further variants for `make test-everywhere`
+# hot_path		the limit of instructions for getting and putting a reference in a function, or
+#			empty if the helpers are called
 targets=$(cd "$project/scripts/targets" && echo *)
 describe_target() {
 	config="" tools="" image="" cpu=max memory=256 seconds=420 hot_path="" debug=""
@@ -63,28 +64,29 @@ describe_target() {
 	fi
 	# shellcheck source=scripts/targets/amd64
 	. "$project/scripts/targets/$1"
-	# It takes more instructions with records.
+	# With records of holders, getting and putting a reference takes more instructions.
 	if [ -n "$debug" ]; then
 		hot_path=""
 	fi
 }
 
-# The series that the project is tested with, the newest first. Debian drops one when the next one comes.
+# The kernel series that the project is tested with, newest first. Debian drops a series when the next one comes.
 tested="7.3 7.2"
 
-# cross_compile: the prefix of the described target's binutils; none for the root's own.
+# cross_compile: prints the prefix of the described target's binutils, or nothing for the root's own binutils.
 cross_compile() {
 	sed -n 's/.*CROSS_COMPILE=\([^ ]*\).*/\1/p' <<< "$make_args"
 }
 
-# What the toolchain's Debian root is made of.
+# The Debian suite and packages of the toolchain's root.
 suite=trixie
 packages="
 	bc bindgen bison ca-certificates cpio flex gcc kmod libc6-dev libdw-dev
 	libelf-dev libssl-dev make pahole perl python3 qemu-system-x86 rsync rust-clippy rust-src
 	rustc rustfmt seabios xz-utils zstd"
 
-# complain MESSAGE [REMEDY...]; die MESSAGE [REMEDY...]: ends the script as well.
+# complain MESSAGE [REMEDY...]: prints an error.
+# die MESSAGE [REMEDY...]: prints an error and ends the script.
 complain() {
 	printf 'error: %s\n' "$1" >&2
 	if [ $# -gt 1 ]; then
@@ -96,8 +98,8 @@ die() {
 	exit 1
 }
 
-# bounded LIMIT COMMAND...: runs a command or function, which may take LIMIT seconds. All that it has started
-# ends when it does, and when this script does.
+# bounded LIMIT COMMAND...: runs a command or function for at most LIMIT seconds. All processes that it has started
+# end when it ends, and when this script ends.
 bounded() {
 	local status=0
 	$with_parent timeout --kill-after=10 "$1" bash -euo pipefail -c '"$@"' bounded "${@:2}" &
@@ -111,7 +113,7 @@ end_bounded() {
 	local n
 	kill "$1" 2> /dev/null || true
 	wait "$1" || true
-	# Some clean up before they end.
+	# Some processes clean up before they end.
 	for n in {1..100}; do
 		kill -0 -- "-$1" 2> /dev/null || break
 		sleep 0.1
@@ -120,9 +122,9 @@ end_bounded() {
 	exit 130
 }
 
-# attempt NAME LIMIT LOG COMMAND...: runs a command or function that may take LIMIT seconds, and shows
-# how long it took. What it prints goes to LOG. If it fails, the end of that is shown, with $remedy.
-# step: ends the script then.
+# attempt NAME LIMIT LOG COMMAND...: runs a command or function for at most LIMIT seconds, and shows how long it
+# took. Its output goes to LOG. If it fails, shows the end of LOG, and $remedy.
+# step NAME LIMIT LOG COMMAND...: does this too, and ends the script if the command fails.
 remedy=
 attempt() {
 	local name=$1 limit=$2 log=$3 start=$SECONDS status=0
@@ -139,9 +141,9 @@ attempt() {
 		complain "the disk is full, at $(dirname "$log")" \
 			"Make room there. PERCPU_REF_CACHE=<folder> moves the cache elsewhere."
 	elif [ $status -eq 124 ] || [ $status -eq 137 ]; then
-		complain "'$name' took more than $limit s, and was stopped" "What it printed is in $log."
+		complain "'$name' took more than $limit s, and was stopped" "Its output is in $log."
 	else
-		complain "'$name' failed" "All that it printed is in $log." ${remedy:+"$remedy"}
+		complain "'$name' failed" "Its whole output is in $log." ${remedy:+"$remedy"}
 	fi
 	return 1
 }
@@ -149,13 +151,13 @@ step() {
 	attempt "$@" || exit 1
 }
 
-# cached NAME: says that something was taken from the cache.
+# cached NAME: shows that NAME was taken from the cache.
 cached() {
 	printf '%-60s%6s\n' "$1" "cached"
 }
 
-# report NAME LOG COMMAND...: runs a command or function as a test case of $report_seconds at most, and
-# shows its result.
+# report NAME LOG COMMAND...: runs a command or function as a test case for at most $report_seconds, and shows its
+# result.
 passed=0 failed=0 skipped=0 report_seconds=60
 report() {
 	if bounded $report_seconds "${@:3}" > "$2" 2>&1; then
@@ -168,7 +170,8 @@ report() {
 	fi
 }
 
-# add_counts FILE: adds those of its last line. A script that went wrong before it had any, has failed.
+# add_counts FILE: adds the counts in the last line of FILE. If there are none, the script that wrote FILE has ended
+# too early, so adds one failure and fails.
 add_counts() {
 	local counts p f s
 	counts=$(tail -n 1 "$1" | sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p')
@@ -177,16 +180,16 @@ add_counts() {
 	[ -n "$counts" ]
 }
 
-# report_end: ends with the counts, and fails if a case did.
+# report_end: prints the counts, and fails if a case has failed.
 report_end() {
 	echo "$passed passed, $failed failed, $skipped skipped"
 	[ $failed -eq 0 ]
 }
 
-# in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted
-# at /project and /cache, and $MODULE at /module. The mounts go with the command. The devices can be used,
-# but not replaced, as some tools do with what they are told to write to; a KVM that does not work is not to be
-# found. UML needs a /dev/shm in which files can be executed, which a container's own forbids.
+# in_root COMMAND...: runs a command in the toolchain's root, with the project and the cache mounted at /project and
+# /cache, and $MODULE at /module. The mounts end with the command. /dev is read-only, because some tools replace
+# the file that they write to, which may be /dev/null. A /dev/kvm that does not work is hidden. UML needs a /dev/shm
+# in which files can be executed, which the /dev/shm of a container forbids.
 in_root() {
 	local hidden=
 	if [ -e /dev/kvm ] && ! kvm_works; then
@@ -208,7 +211,8 @@ in_root() {
 			"$@"' sh "$cache/root" "$project" "$cache" "$hidden" "${MODULE:-}" "$@"
 }
 
-# kvm_works: /dev/kvm may also be there and not work. QEMU itself finds one that cannot be opened.
+# kvm_works: returns whether /dev/kvm works. It may exist and not work. QEMU itself detects a /dev/kvm that cannot
+# be opened.
 kvm_works() {
 	if [ "$(uname -m)" != aarch64 ]; then
 		grep -qwE 'vmx|svm' /proc/cpuinfo || return 1
@@ -216,8 +220,8 @@ kvm_works() {
 	[ -w /dev/kvm ]
 }
 
-# lock FILE WHAT: waits until no other run holds the file, and says so and what that run is. Then others wait
-# until this script has ended, and all that it has started; or until the descriptor $locked is closed.
+# lock FILE WHAT: takes the lock FILE. If another run holds it, shows which run, and waits. The lock is held until
+# this script and all processes that it has started have ended, or until the descriptor $locked is closed.
 lock() {
 	if ! touch "$1" 2> /dev/null; then
 		die "$1 cannot be written to" "Run this as the owner of that folder, or as root."
@@ -231,12 +235,12 @@ lock() {
 }
 arguments=$*
 
-# lock_cache [NAME]
+# lock_cache [NAME]: takes the lock of the cache, or of its part NAME.
 lock_cache() {
 	lock "$cache/${1:+$1-}lock" "that writes to $cache${1:+/$1}"
 }
 
-# need_space MB: in the cache.
+# need_space MB: ends the script if the cache has less than MB megabytes free.
 need_space() {
 	local free
 	free=$(df --output=avail -BM "$cache" | tail -n 1 | tr -dc 0-9)
@@ -244,8 +248,8 @@ need_space() {
 		"Make room, or set PERCPU_REF_CACHE to a folder on another disk."
 }
 
-# need_packages WHAT PACKAGE...: in the toolchain's root, besides what it was made of. add_packages: with the
-# lock of the cache held.
+# need_packages WHAT PACKAGE...: installs packages in the toolchain's root.
+# add_packages WHAT PACKAGE...: does this too; the caller must hold the lock of the cache.
 need_packages() {
 	local locked
 	if ! has_packages "${@:2}"; then
@@ -261,7 +265,7 @@ add_packages() {
 	fi
 }
 has_packages() {
-	# When an earlier run was interrupted while it installed them, they are there but not ready.
+	# If an earlier run was interrupted during the installation, the packages are unpacked but not installed.
 	local states
 	states=$(in_root dpkg-query -W -f '${db:Status-Status}\n' "$@" 2>&1) || return 1
 	! grep -qvx installed <<< "$states"
@@ -272,8 +276,8 @@ install_packages() {
 	in_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
-# mirror: the host's mirror of Debian. Prints none if the host is no Debian itself, or has no such line that a
-# root could use, too; that leaves it to mmdebstrap.
+# mirror: prints the host's mirror of Debian. Prints nothing if the host is not Debian, or has no mirror that a root
+# can use. Then mmdebstrap chooses the mirror.
 mirror() {
 	local release uri
 	# shellcheck disable=SC1090,SC1091
@@ -289,7 +293,7 @@ mirror() {
 	echo "$uri"
 }
 
-# apt_settings: of a root's apt, with the proxies and the like of the host.
+# apt_settings: prints the apt configuration of a root, with the host's proxies and similar settings.
 apt_settings() {
 	local scheme proxy
 	printf '%s\n' 'APT::Install-Recommends "false";' 'APT::Sandbox::User "root";' \
@@ -303,8 +307,7 @@ apt_settings() {
 	done
 }
 
-# update_root: brings the root's lists of packages up to date, by the mirror, proxy and resolver that the host
-# has today.
+# update_root: updates the root's lists of packages, with the host's current mirror, proxy and resolver.
 update_root() {
 	local etc=$cache/root/etc mirror
 	mirror=$(mirror)
@@ -319,15 +322,15 @@ update_root() {
 	in_root apt-get update
 }
 
-# in_crate CRATE TARGET TOOL ARGUMENT...: runs rustc or a tool that takes the same options as Kbuild
-# would: for the library if CRATE is percpu_ref, and for a module that uses it if it is percpu_ref_test.
-# The library must have been built for the target.
+# in_crate CRATE TARGET TOOL ARGUMENT...: runs rustc, or a tool with the options of rustc, as Kbuild does: for the
+# library if CRATE is percpu_ref, and for a module that uses it if CRATE is percpu_ref_test. The library must have
+# been built for the target.
 in_crate() {
 	local crate=$1 modules=/project/build/$2/modules command
 	command=$(sed -n 's|^savedcmd_[^ ]* := \(.*\) rustc \(.*\) --out-dir .*|\1 '"$3"' \2|p' \
 		"$project/build/$2/modules/.percpu_ref_test.o.cmd")
 	if [ "$crate" = percpu_ref ]; then
-		# The kernel crate of this crate is that of the tree.
+		# The library itself uses the kernel crate of the tree.
 		command=$(sed 's/ --extern kernel=[^ ]*//' <<< "$command")
 	fi
 	shift 3
@@ -336,8 +339,8 @@ in_crate() {
 		sh "$modules" "$command" "$@"
 }
 
-# make_modules TARGET GOAL [VARIABLE=VALUE...]: make, as a user would call it in the project, with the
-# results in build/TARGET/modules.
+# make_modules TARGET GOAL [VARIABLE=VALUE...]: runs make as a user does in the project, with the results in
+# build/TARGET/modules.
 make_modules() {
 	local target=$1
 	shift
@@ -349,11 +352,11 @@ make_modules() {
 
 case $cache in
 /*) ;;
-*) die "the cache's path is not absolute: $cache" "Write PERCPU_REF_CACHE, XDG_CACHE_HOME or HOME from / on." ;;
+*) die "the cache's path is not absolute: $cache" "Set PERCPU_REF_CACHE, XDG_CACHE_HOME or HOME to an absolute path." ;;
 esac
 
-# cleanup: what a script has to do before it ends. Before the first of a run ends, what root has made in the
-# checkout of another user becomes that user's.
+# cleanup: runs before a script ends. A script may define its own. In the first script of a run, at_exit() also
+# passes the files that root has made in the checkout of another user to that user.
 cleanup() { :; }
 at_exit() {
 	local item
@@ -368,7 +371,7 @@ at_exit() {
 }
 trap at_exit EXIT
 
-# Runs in one checkout would destroy each other's results, so that they wait for each other.
+# Runs in one checkout wait for each other, because they would destroy each other's results.
 if [ "${run_in:-}" != "$project" ]; then
 	run_in=$project first=$$
 	case ${0##*/} in

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tries all that can be done to a small count: each function of `value.rs` with all arguments, and
-//! all interleavings of two threads and an owner. A program for the host, built with `--cfg
-//! bounds`, so that a value has 7 bits: at most 8 references, and counters that hold one reference
-//! a call.
+//! Checks the arithmetic of counts exhaustively, on a small count.
+//!
+//! Calls each function of `value.rs` with all arguments, and explores all interleavings of two
+//! threads and an owner. This is a program for the host. It is built with `--cfg bounds`, so that a
+//! value has 7 bits, there are at most 8 references, and the per-CPU counters count one reference a
+//! call.
 
 use std::collections::HashSet;
 
@@ -14,8 +16,9 @@ use value::*;
 
 const MASK: u64 = 127;
 
-/// What a value means, written down once more: so many references, with the initial one if it is
-/// still counted among them.
+/// The meaning of a value, independent of `value.rs`: the state, and the number of references.
+///
+/// In [`Open`], the number includes the initial reference.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Meaning {
     Closed(i64),
@@ -35,7 +38,7 @@ fn meaning(value: u64) -> Meaning {
     }
 }
 
-/// The value with that meaning, or the saturated one if there is none.
+/// Returns the value with this meaning, or the saturated value if there is none.
 fn value_of(meaning: Meaning) -> u64 {
     let all = 0..=MASK;
     all.into_iter()
@@ -114,10 +117,10 @@ fn each_function() {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Mode {
     PerCpu,
-    /// The callback is on its way.
+    /// A switch is in flight: the callback is queued.
     Switching,
     Atomic,
-    /// The callback is on its way, and will close.
+    /// The callback is queued, and will close the reference.
     Dying,
     /// The initial reference is not put yet.
     Closing,
@@ -125,7 +128,7 @@ enum Mode {
 }
 
 const THREADS: usize = 2;
-/// A thread does not get more references than this.
+/// The largest number of references that a thread gets.
 const MOST: i64 = 10;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -136,10 +139,11 @@ struct State {
     counters: u64,
     /// The references of each thread.
     held: [i64; THREADS],
-    /// The thread, or the owner, is about to store the saturated value.
+    /// Whether each thread, or the owner, is about to store the saturated value.
     saturating: [bool; THREADS + 1],
-    /// The life of the object has ended.
+    /// Whether the life of the object has ended.
     released: bool,
+    /// Whether the initial reference was not put yet.
     initial: bool,
 }
 
@@ -157,7 +161,7 @@ impl State {
         matches!(self.mode, Mode::Closing | Mode::Closed)
     }
 
-    /// The count fell to zero.
+    /// Checks a release, when the count has reached zero.
     fn release(&mut self) {
         if self.references() != 0 || self.initial {
             self.fail("released with references");
@@ -184,7 +188,7 @@ impl State {
         }
     }
 
-    /// The states after each step that a thread can do.
+    /// Adds the states after each step that a thread can do to `next`.
     fn thread(&self, i: usize, next: &mut Vec<State>) {
         let by_cpu = self.mode == Mode::PerCpu;
         if self.saturating[i] {
@@ -203,7 +207,7 @@ impl State {
                     s.counters = (s.counters + 1) & MASK;
                 } else {
                     let new = plus(s.atomic, n);
-                    // One reference is added first, and the result looked at then.
+                    // A single reference is added before the result is checked.
                     s.atomic = if n == 1 { (s.atomic + 1) & MASK } else { new };
                     s.saturating[i] = new == SATURATED;
                 }
@@ -249,7 +253,7 @@ impl State {
         }
     }
 
-    /// The states after each step that the owner or the callback can do.
+    /// Adds the states after each step that the owner or the callback can do to `next`.
     fn owner(&self, next: &mut Vec<State>) {
         let mut to = |mode, change: &dyn Fn(&mut State)| {
             let mut s = *self;
@@ -283,7 +287,7 @@ impl State {
             }
             Mode::Dying => {
                 to(Mode::Closing, &|s| callback(s, true));
-                // Where no confirmation is owed.
+                // If no confirmation was asked for, the callback closes and puts in one step.
                 if self.once {
                     to(Mode::Closed, &|s| {
                         callback(s, true);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The percpu_ref of C, for the Rust one to be compared with.
+ * The percpu_ref of C, which the tests compare with the Rust library.
  */
 
 #include <linux/percpu-refcount.h>
@@ -26,7 +26,7 @@ static void switched(struct percpu_ref *ref)
 	atomic_inc(&container_of(ref, struct c_percpu_ref, ref)->switched);
 }
 
-/* @start: 0 for per-CPU mode, 1 for atomic mode, 2 for a dead one. */
+/* Allocates a percpu_ref. @start: 0 for per-CPU mode, 1 for atomic mode, 2 for a dead reference. */
 struct c_percpu_ref *percpu_ref_test_c_new(unsigned int start)
 {
 	static const unsigned int flags[] = {
@@ -47,7 +47,7 @@ void percpu_ref_test_c_free(struct c_percpu_ref *c)
 	kfree(c);
 }
 
-/* Does operation @op, of those below, and returns what it returned. */
+/* Does the operation with the number @op, and returns its result, or 0 if it has none. */
 unsigned long percpu_ref_test_c(struct c_percpu_ref *c, unsigned int op, unsigned long n)
 {
 	unsigned long result = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases about how references end, and about the threads that wait for it.
+//! Cases about the end of references, and about the threads that wait for it.
 
 use super::*;
 
@@ -28,13 +28,14 @@ fn modal() -> Result<(Arc<Modal>, Arc<Events>)> {
     Ok((Arc::new(modal, GFP_KERNEL)?, events))
 }
 
-/// Drops `value` in a hard interrupt, on PREEMPT_RT as well.
+/// Drops `value` in a hard interrupt, on PREEMPT_RT too.
 fn drop_in_hardirq<V: Send>(value: V) {
     in_timer(true, move || drop(value));
 }
 
-/// The last reference is put in a hard interrupt while a thread waits for the release. lockdep must
-/// have nothing to say.
+/// Puts the last reference in a hard interrupt while a thread waits for the release.
+///
+/// lockdep must not report anything.
 pub(super) fn last_put_in_hardirq_wakes() -> Result<Outcome> {
     let Some((here, _)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -50,7 +51,7 @@ pub(super) fn last_put_in_hardirq_wakes() -> Result<Outcome> {
         drop(waiter);
         check_end(&events, 0, 1)?;
 
-        // A release that may sleep.
+        // A thread waits for a release that may sleep.
         let (thing, events) = Thing::new()?;
         let sleeper = PercpuRef::from(UniquePercpuRef::new(Sleeping(thing), GFP_KERNEL)?);
         let guard = sleeper.try_get().ok_or(EIO)?;
@@ -61,7 +62,7 @@ pub(super) fn last_put_in_hardirq_wakes() -> Result<Outcome> {
         drop(waiter);
         check_end(&events, 0, 1)?;
 
-        // The memory ends in the interrupt, too, since the owner is gone.
+        // The owner has dropped its handle, so the interrupt drops the last hold, too.
         let (thing, events) = Thing::shared()?;
         let guard = thing.try_get().ok_or(EIO)?;
         drop(thing);
@@ -69,7 +70,8 @@ pub(super) fn last_put_in_hardirq_wakes() -> Result<Outcome> {
         drop_in_hardirq(guard);
         check_end(&events, 0, 1)?;
 
-        // The same for an object that lives more than once, and for its owner's handle.
+        // The interrupt drops the last hold of an object that can have more than one life: the
+        // owner's handle, or the hold of the life.
         for owner_last in [false, true] {
             let (modal, events) = modal()?;
             let guard = modal.try_get().ok_or(EIO)?;
@@ -87,7 +89,7 @@ pub(super) fn last_put_in_hardirq_wakes() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// May sleep in its release, and does not.
+/// An object whose release may sleep, but does not sleep.
 struct Sleeping(Thing);
 
 impl Counted for Sleeping {
@@ -98,12 +100,14 @@ impl Counted for Sleeping {
     }
 }
 
-/// When a transition is over, a count without references is zero. The thread that waits for it has
-/// the highest priority on its CPU, so it runs before the callback has done anything else.
+/// Checks that a count without references is zero as soon as a wait for the transition returns.
+///
+/// The waiting thread has real-time priority, so it runs before the RCU callback can go on.
 pub(super) fn zero_when_closed() -> Result<Outcome> {
     for cpu in online_cpus() {
         let failed = on_cpu(cpu, || {
-            // SAFETY: We are in a thread of our own.
+            // SAFETY: `percpu_ref_test_set_fifo()` changes the current task, which is a kernel
+            // thread of this case.
             unsafe { percpu_ref_test_set_fifo() };
             let (modal, events) = modal()?;
             let rounds = times(25);
@@ -129,7 +133,7 @@ pub(super) fn zero_when_closed() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// An object that looks at its own count when a kill is confirmed.
+/// An object that checks its own count when a kill is confirmed.
 struct Watcher {
     own: Atomic<*mut PercpuRef<Watcher, Reinit>>,
     zero: Counter,
@@ -138,7 +142,7 @@ struct Watcher {
 
 impl Counted for Watcher {
     fn confirmed(&self) {
-        // SAFETY: `zero_when_confirmed()` keeps it until after the last confirmation.
+        // SAFETY: `zero_when_confirmed()` keeps the `PercpuRef` until after the last confirmation.
         let own = unsafe { &*self.own.load(Acquire) };
         match own.references() {
             Some(0) if own.is_zero() && own.try_get().is_none() => self.zero.inc(),
@@ -151,7 +155,9 @@ impl Counted for Watcher {
     }
 }
 
-/// The initial reference, which is put after the confirmation, does not count as one.
+/// Checks that the initial reference does not count as a reference in the confirmation.
+///
+/// It is put after the confirmation.
 pub(super) fn zero_when_confirmed() -> Result<Outcome> {
     let watcher = Watcher {
         own: Atomic::new(core::ptr::null_mut()),
@@ -179,7 +185,7 @@ pub(super) fn zero_when_confirmed() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// An object whose release waits for the release of another one of the same type.
+/// An object whose release waits for the release of another object of its type.
 struct Generation {
     child: Option<PercpuRef<Generation>>,
     ended: Arc<Counter>,
@@ -196,7 +202,7 @@ impl Counted for Generation {
     }
 }
 
-/// More releases wait for others than a workqueue would run at the same time.
+/// Runs more releases that wait for each other than a workqueue would run at a time.
 pub(super) fn release_waits_for_release() -> Result<Outcome> {
     const PARENTS: u32 = 1100;
     const GENERATIONS: u32 = 3;
@@ -215,12 +221,12 @@ pub(super) fn release_waits_for_release() -> Result<Outcome> {
         parents.push(child, GFP_KERNEL)?;
     }
     drop(parents);
-    // With all checkers on, it takes half a minute to create the threads.
+    // In a kernel with all debugging options, creating the threads takes half a minute.
     wait_for_secs(200, || ended.get() == PARENTS * GENERATIONS)?;
     Ok(Passed)
 }
 
-/// Waits end at a time that was given, and at a fatal signal.
+/// Checks that waits end at their timeout, and at a fatal signal.
 pub(super) fn waits_end() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let thing = Arc::new(thing, GFP_KERNEL)?;
@@ -239,18 +245,21 @@ pub(super) fn waits_end() -> Result<Outcome> {
     let (there, killed) = (thing.clone(), step.clone());
     let cpu = online_cpus().last().ok_or(EIO)?;
     let thread = Thread::spawn(cpu, move || {
-        // SAFETY: We are in a kernel thread of our own, here and below.
+        // SAFETY: `percpu_ref_test_allow_kill()` changes the current task, which is a kernel thread
+        // of this case.
         unsafe { percpu_ref_test_allow_kill() };
         killed.store(1, Release);
         let result = there.kill_and_wait_killable();
         let again = there.wait_released_killable();
-        // SAFETY: See above.
+        // SAFETY: `percpu_ref_test_forget_kill()` changes the current task, which is a kernel
+        // thread of this case.
         unsafe { percpu_ref_test_forget_kill() };
         if result == Err(EINTR) && again == Err(EINTR) {
             killed.store(2, Release);
         }
     })?;
-    // If this fails, the guard is dropped before the thread is waited for.
+    // Declared after `thread`, so that a failed check drops the guard before it waits for the
+    // thread.
     let guard = guard;
     wait_for(|| step.load(Acquire) == 1)?;
     fsleep(Delta::from_millis(10));
@@ -284,17 +293,18 @@ impl Counted for Awaited {}
 type LongWait = (Instant<Monotonic>, PercpuRefGuard<Awaited>, Thread);
 
 global_lock! {
-    // SAFETY: `long_wait_begins()` initialises it before all else, once.
+    // SAFETY: `long_wait_begins()`, which is the first case, initialises the lock once.
     unsafe(uninit) static LONG_WAIT: Mutex<Option<LongWait>> = None;
 }
 
-/// Begins what [`long_wait_is_told`] ends.
+/// Begins the wait that [`long_wait_is_told`] ends.
 pub(super) fn long_wait_begins() -> Result<Outcome> {
     static ONCE: Atomic<u32> = Atomic::new(0);
     if ONCE.fetch_add(1, Relaxed) != 0 {
         return Ok(Skipped("only once in a boot"));
     }
-    // SAFETY: This is the first use, and the only initialisation.
+    // SAFETY: `ONCE` was zero, so this is the only initialisation. This is the first case, so the
+    // lock was not used before.
     unsafe { LONG_WAIT.init() };
     if value(module_parameters::seconds.value()) == 0 {
         return Ok(Skipped("takes too long"));
@@ -309,7 +319,9 @@ pub(super) fn long_wait_begins() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A wait of ten seconds is logged. That it was, is seen in the log.
+/// Ends the wait of [`long_wait_begins`] after more than ten seconds, so that it was logged.
+///
+/// `tests/guest/init` checks the log.
 pub(super) fn long_wait_is_told() -> Result<Outcome> {
     let Some((start, guard, waiter)) = LONG_WAIT.lock().take() else {
         return Ok(Skipped("takes too long"));
@@ -322,9 +334,9 @@ pub(super) fn long_wait_is_told() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// What freezing, killing and resurrecting do to each other.
+/// Freezes, kills and resurrects a reference in different orders.
 pub(super) fn freeze_against_kill() -> Result<Outcome> {
-    // Frozen twice, thawed on other threads.
+    // Frozen twice, and thawed by other threads.
     let (gate, events) = modal()?;
     let first = gate.freeze();
     check!(events.released.get() == 1 && gate.is_dying() && gate.is_zero());
@@ -338,7 +350,7 @@ pub(super) fn freeze_against_kill() -> Result<Outcome> {
     on_cpu(cpu, move || drop(second))?;
     check!(!gate.is_dying() && gate.try_get_live().is_some());
 
-    // A kill outlasts the freezing, and is confirmed at once.
+    // A kill of a frozen reference is confirmed at once, and stays after the thaw.
     let frozen = gate.freeze();
     check!(gate.kill_and_confirm() && !gate.kill());
     check!(events.confirmed.get() == 1);
@@ -347,14 +359,14 @@ pub(super) fn freeze_against_kill() -> Result<Outcome> {
     check!(gate.is_dying() && gate.is_zero());
     check!(gate.resurrect().is_ok() && !gate.is_dying());
 
-    // Killed before it is frozen, and taken back meanwhile.
+    // Killed before it is frozen, and resurrected while the freezer waits.
     let guard = gate.try_get().ok_or(EIO)?;
     check!(gate.kill());
     let there = gate.clone();
     let freezer = Thread::spawn(cpu, move || drop(there.freeze()))?;
     fsleep(Delta::from_millis(5));
     let resurrected = gate.resurrect();
-    // The freezer may not have begun; then the reference still lives.
+    // If the freezer has not begun yet, the reference is live again.
     drop(guard);
     drop(freezer);
     check!(resurrected.is_ok());
@@ -364,14 +376,14 @@ pub(super) fn freeze_against_kill() -> Result<Outcome> {
     drop(frozen);
     check!(!gate.is_dying() && gate.try_get_live().is_some());
 
-    // In atomic mode, and back.
+    // Frozen in atomic mode, and thawed in per-CPU mode.
     gate.switch_to_atomic_sync();
     let frozen = gate.freeze();
     gate.switch_to_percpu();
     drop(frozen);
     check!(gate.references().is_none() && !gate.is_dying());
 
-    // The owner goes first.
+    // The owner is dropped before the freezer.
     let frozen: Frozen<Thing> = gate.freeze();
     drop(gate);
     check!(events.dropped.get() == 0 && frozen.value().is_alive());
@@ -381,15 +393,18 @@ pub(super) fn freeze_against_kill() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Threads freeze, kill and resurrect the same reference without any agreement. None waits forever,
-/// and in the end the reference is as the last of them left it.
+/// Freezes, kills and resurrects one reference in threads that do not synchronise.
+///
+/// No thread waits forever. When all threads have ended, the reference can be resurrected if it was
+/// killed, and ends as usual.
 pub(super) fn freezers_and_killers_race() -> Result<Outcome> {
     let (gate, events) = modal()?;
     let stop = Arc::new(Atomic::new(0), GFP_KERNEL)?;
     let frozen = Arc::new(Counter::default(), GFP_KERNEL)?;
     let errors = Arc::new(Counter::default(), GFP_KERNEL)?;
     let mut threads = KVec::new();
-    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    // Makes the threads end, even if this case fails. Dropped before the threads, because the drop
+    // of a thread waits for it.
     let end = ScopeGuard::new(|| stop.store(1, Release));
     for (number, cpu) in online_cpus().flat_map(|cpu| [cpu, cpu]).enumerate() {
         let (gate, stop) = (gate.clone(), stop.clone());
@@ -411,7 +426,7 @@ pub(super) fn freezers_and_killers_race() -> Result<Outcome> {
                         }
                     }
                     2 => {
-                        // A second kill would warn.
+                        // Not `kill()`, which warns if the reference was killed already.
                         let _ = gate.kill_and_wait_timeout(Delta::from_millis(0));
                     }
                     _ => {
@@ -441,7 +456,7 @@ pub(super) fn freezers_and_killers_race() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Each of several removers returns when no request is under way.
+/// Removes an object from a place in many threads, and checks that each waits for the release.
 pub(super) fn second_remover_waits() -> Result<Outcome> {
     for _ in 0..times(5) {
         let (thing, events) = Thing::shared()?;
@@ -469,14 +484,16 @@ pub(super) fn second_remover_waits() -> Result<Outcome> {
         drop(request);
         drop(removers);
         check!(held && early.get() == 0 && removed.get() == 1);
-        // There is nothing to be removed, and nothing to wait for.
+        // The place is empty, so this has nothing to remove and nothing to wait for.
         check!(!place.remove());
         check_end(&events, 0, 1)?;
     }
     Ok(Passed)
 }
 
-/// Places as the entries of a table: insert if empty, replace if it is still mine.
+/// Uses places as the entries of a table.
+///
+/// Inserts an object if the place is empty, and replaces it if it is still the expected object.
 pub(super) fn places_in_a_table() -> Result<Outcome> {
     let place = RcuPercpuRef::empty();
     let (first, first_events) = Thing::shared()?;
@@ -496,7 +513,7 @@ pub(super) fn places_in_a_table() -> Result<Outcome> {
     check!(second.is_of(&other) && !second.is_of(&mine) && second.ptr_eq(&second));
     check!(!second.ptr_eq(&third));
 
-    // Not that one: what was to be put in comes back.
+    // `other` is not in the place, so the object that should replace it is returned.
     let third = place.replace_if(&other, Some(third)).err().ok_or(EIO)?;
     check!(place.replace_if(&other, None).err().ok_or(EIO)?.is_none());
     let first = place.replace_if(&mine, third).map_err(|_| EIO)?;
@@ -515,7 +532,7 @@ pub(super) fn places_in_a_table() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// An object that is told of its switch while a thread waits to undo it.
+/// An object whose confirmation of a switch takes time, while a thread waits to undo the switch.
 struct Slow {
     begun: Atomic<u32>,
     undone: Atomic<u32>,
@@ -525,14 +542,14 @@ struct Slow {
 impl Counted for Slow {
     fn switched(&self) {
         self.begun.store(1, Release);
-        // Long enough for the other thread to try.
+        // In this time, the other thread tries to switch back.
         let start = Instant::<Monotonic>::now();
         while start.elapsed() < Delta::from_millis(20) {}
         self.early.store(self.undone.load(Acquire), Relaxed);
     }
 }
 
-/// Where a count is in atomic mode already, its switch is confirmed before the mode can change.
+/// Checks that a switch of a count in atomic mode is confirmed before the mode can change.
 pub(super) fn switch_is_confirmed_first() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -559,7 +576,7 @@ pub(super) fn switch_is_confirmed_first() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// What `Debug` says in some of the states.
+/// Checks the text of `Debug` in some of the states.
 pub(super) fn debug_tells_state() -> Result<Outcome> {
     fn says(value: &dyn core::fmt::Debug, expected: &str) -> Result {
         let text = CString::try_from_fmt(kernel::prelude::fmt!("{value:?}"))?;
@@ -600,7 +617,7 @@ pub(super) fn debug_tells_state() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A formatter that ends the object that it is told of, and sleeps for that.
+/// A formatter that kills the object that it formats, and sleeps until the release.
 struct Ender<'a> {
     place: &'a RcuPercpuRef<Thing>,
     result: Result,
@@ -615,7 +632,7 @@ impl core::fmt::Write for Ender<'_> {
     }
 }
 
-/// `Debug` calls the formatter where it may sleep, and may end the object.
+/// Checks that `Debug` calls the formatter where the formatter may sleep and end the object.
 pub(super) fn debug_runs_outside_of_sections() -> Result<Outcome> {
     use core::fmt::Write;
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases in which there is no memory: `fail_nth.c` lets the first allocation fail, then the second,
-//! and so on until none has failed. Each failure must come out as `ENOMEM`, and leave nothing
-//! behind.
+//! Cases in which allocations fail.
+//!
+//! `fail_nth.c` makes the first allocation of a function fail, then the second, and so on until no
+//! allocation has failed. The function must return each failure as `ENOMEM`, and must leak nothing.
 
 use super::*;
 
@@ -18,8 +19,9 @@ use kernel::sync::percpu_ref::{
     Reinit, //
 };
 
-/// `percpu_ref_test_fail_nth()` of the module `rust_percpu_ref_faults`, which stays in place as
-/// long as this does.
+/// `percpu_ref_test_fail_nth()` of the module `rust_percpu_ref_faults`.
+///
+/// The module stays loaded until this is dropped.
 struct Faults(FailNth);
 
 type FailNth = unsafe extern "C" fn(n: c_uint, deep: bool) -> c_uint;
@@ -34,16 +36,18 @@ const NO_FAULTS: Result<Outcome> = Ok(Skipped("needs rust_percpu_ref_faults.ko")
 
 impl Faults {
     fn get() -> Option<Self> {
-        // SAFETY: May be called where one may sleep.
+        // SAFETY: `percpu_ref_test_get_fail_nth()` can be called from process context.
         unsafe { percpu_ref_test_get_fail_nth() }.map(Self)
     }
 
-    /// Runs `run` with its `n`-th allocation failing, and says whether there was such a one.
+    /// Runs `run` and makes its `n`-th allocation fail.
+    ///
+    /// Also returns whether there was such an allocation.
     fn with<R>(&self, n: u32, deep: bool, run: impl FnOnce() -> R) -> (R, bool) {
-        // SAFETY: Fails allocations of this task, which is prepared for it.
+        // SAFETY: The module is loaded. Only allocations of this task fail.
         unsafe { (self.0)(n, deep) };
         let result = run();
-        // SAFETY: As above.
+        // SAFETY: The module is loaded. After this call, no allocation is made to fail.
         let left = unsafe { (self.0)(0, deep) };
         (result, left == 0)
     }
@@ -51,17 +55,17 @@ impl Faults {
 
 impl Drop for Faults {
     fn drop(&mut self) {
-        // SAFETY: `get()` got it.
+        // SAFETY: `get()` has got the reference, which is not used after this.
         unsafe { percpu_ref_test_put_fail_nth() };
     }
 }
 
-/// For what is allocated anew for each kind of object.
+/// A family of types, so that [`PercpuRef`] allocates the class of a type that it has not seen yet.
 struct OfKind<const KIND: usize>(#[allow(dead_code, reason = "it counts")] Thing);
 
 impl<const KIND: usize> Counted for OfKind<KIND> {}
 
-/// Does not sleep, but may.
+/// An object whose release may sleep, but does not sleep.
 struct MaySleep(#[allow(dead_code, reason = "it counts")] Thing);
 
 impl Counted for MaySleep {
@@ -81,7 +85,9 @@ fn thing() -> Result<Thing> {
 
 type Allocating = (&'static str, fn(Flags) -> Result);
 
-/// All that allocates, at least once. What they make, they let go of.
+/// The functions of the library that allocate, each of which is called at least once.
+///
+/// Each entry drops the objects that it makes.
 const ALLOCATING: &[Allocating] = &[
     ("PerCpu::zeroed", |gfp| {
         PerCpu::<Local<u64>>::zeroed(gfp)?;
@@ -155,11 +161,12 @@ fn fail_each(by: &Faults, deep: bool) -> Result<u32> {
                 wait_for(|| THINGS.load(Relaxed) == 0)
                     .inspect_err(|_| pr_err!("        # {name}, allocation {n}\n"))?;
                 if !failed {
-                    // There is no such allocation, so all went well; and the probes have seen some.
+                    // There is no `n`-th allocation, so nothing has failed. `n > 1` checks that the
+                    // probes have seen an allocation at all.
                     check!(result.is_ok() && (deep || n > 1));
                     break;
                 }
-                // What failed inside the allocators need not be their failure.
+                // An allocator need not fail if one of its own allocations fails.
                 if result != Err(ENOMEM) && !(deep && result.is_ok()) {
                     pr_err!("        # {name}, allocation {n}: {result:?}\n");
                     return Err(EIO);
@@ -172,7 +179,7 @@ fn fail_each(by: &Faults, deep: bool) -> Result<u32> {
     Ok(faults)
 }
 
-/// The functions that the library allocates with fail.
+/// Makes each call of the allocators by the library fail.
 pub(super) fn each_allocation_fails() -> Result<Outcome> {
     let Some(by) = Faults::get() else {
         return NO_FAULTS;
@@ -181,7 +188,7 @@ pub(super) fn each_allocation_fails() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// What those functions call fails: slab, pages, and what per-CPU memory is made of.
+/// Makes each allocation inside the allocators fail: of slab, of pages, and for per-CPU memory.
 pub(super) fn each_allocation_fails_inside() -> Result<Outcome> {
     if !cfg!(CONFIG_FAULT_INJECTION) {
         return Ok(Skipped("this kernel has no CONFIG_FAULT_INJECTION"));
@@ -193,7 +200,7 @@ pub(super) fn each_allocation_fails_inside() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// From an object's birth on, nothing is allocated that could fail.
+/// Checks that no operation on an existing object allocates memory.
 pub(super) fn ends_need_no_memory() -> Result<Outcome> {
     let Some(by) = Faults::get() else {
         return NO_FAULTS;
@@ -224,11 +231,12 @@ pub(super) fn ends_need_no_memory() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Takes all the memory that can be had without waiting, in objects so large that pieces of it
-/// remain for the rest of the kernel, and then the reserves for allocations that must not fail, in
-/// small ones. Dropping all of them gives the memory back.
+/// Takes as much memory as can be allocated without waiting, and then gives it back.
+///
+/// First it allocates large objects without waiting, so that smaller pieces of memory remain for
+/// the rest of the kernel. Then it allocates small objects with `GFP_ATOMIC`, from the reserves.
 pub(super) fn memory_pressure() -> Result<Outcome> {
-    // SAFETY: May be called anywhere.
+    // SAFETY: `percpu_ref_test_totalram_mib()` can be called from any context.
     if unsafe { percpu_ref_test_totalram_mib() } > 2048 {
         return Ok(Skipped("not on a machine with so much memory"));
     }
@@ -247,7 +255,7 @@ pub(super) fn memory_pressure() -> Result<Outcome> {
             Err(e) => error = Some(e),
         }
     }
-    // Per-CPU memory comes to its end first: little of it is kept ready.
+    // Per-CPU memory is exhausted first, because the kernel keeps little of it in reserve.
     let mut failed = 0;
     while failed < 100 && small.len() < most_small {
         match UniquePercpuRef::new(Thing::with(&events), GFP_ATOMIC | __GFP_NOWARN) {
@@ -266,7 +274,7 @@ pub(super) fn memory_pressure() -> Result<Outcome> {
     check!(error == Some(ENOMEM));
     check!(failed == 100 || small_count == most_small);
     check!(events.released.get() as usize == large_count + small_count);
-    // It was not for good.
+    // Memory can be allocated again.
     once(thing()?, GFP_KERNEL)?;
     wait_for(|| THINGS.load(Relaxed) == 0)?;
     Ok(Passed)

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases for what has gone wrong with the C `percpu_ref`, or with code that uses it. Other cases of
-//! this kind are elsewhere: racing killers, a failed init, puts too many, drops in every state.
+//! Cases for bugs that the C `percpu_ref` or its users have had.
+//!
+//! Other files have more cases of this kind: racing killers, a failed initialisation, too many
+//! puts, and drops in each state.
 
 use super::*;
 
@@ -17,11 +19,12 @@ extern "C" {
     fn percpu_ref_test_add_cpu(cpu: c_uint) -> c_int;
 }
 
-/// What to say where [`two_cpus`] finds none.
+/// The outcome of a case if [`two_cpus`] returns `None`.
 const NO_TWO_CPUS: Result<Outcome> = Ok(Skipped("needs two CPUs"));
 
-/// A kill that is to be confirmed is followed by a resurrection. The confirmation comes once, and
-/// before the next life has begun.
+/// Resurrects a reference right after a kill with a confirmation.
+///
+/// The confirmation is called once, before the next life begins.
 pub(super) fn confirm_against_resurrect() -> Result<Outcome> {
     let (thing, events) = Thing::new()?;
     let thing = PercpuRef::<_, Reinit>::from(UniquePercpuRef::new_reinit(thing, GFP_KERNEL)?);
@@ -48,7 +51,7 @@ pub(super) fn confirm_against_resurrect() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Keeps the callbacks of a CPU busy.
+/// A callback that delays later callbacks of its CPU.
 struct Delay;
 
 impl RcuCallback for Delay {
@@ -62,7 +65,7 @@ impl RcuCallback for Delay {
 struct Owner {
     _thing: PercpuRef<Thing>,
     events: Arc<Events>,
-    /// Whether this callback came before that of the kill.
+    /// The number of owners whose callback ran before the callback of the kill.
     first: Arc<Atomic<u32>>,
 }
 
@@ -74,8 +77,10 @@ impl RcuCallback for Owner {
     }
 }
 
-/// Callbacks of different CPUs come in any order: what an owner queues after the kill, to let go of
-/// the object, may come before the end of the kill.
+/// Drops the `PercpuRef` in an RCU callback that may run before the RCU callback of the kill.
+///
+/// The owner queues its callback after the kill, but on another CPU, and callbacks of different
+/// CPUs run in any order.
 pub(super) fn callbacks_out_of_order() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return NO_TWO_CPUS;
@@ -111,7 +116,7 @@ pub(super) fn callbacks_out_of_order() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A reference that is forgotten leaks the object, and nothing else.
+/// Checks that a reference that is not put leaks its object, and no other object.
 pub(super) fn leaked_reference() -> Result<Outcome> {
     let (leaked, leaked_events) = Thing::shared()?;
     let (other, other_events) = Thing::shared()?;
@@ -132,12 +137,14 @@ pub(super) fn leaked_reference() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Where `call_rcu()` waits for company, for seconds, a kill does not.
+/// Checks that a kill takes less than half a second where `call_rcu()` is lazy.
+///
+/// A lazy `call_rcu()` waits for more callbacks, for some seconds.
 pub(super) fn kill_is_not_lazy() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return NO_TWO_CPUS;
     };
-    // Nothing else is under way.
+    // No callback is in flight after this.
     rcu::rcu_barrier();
     let (callback, ran) = Callback::new(0)?;
     on_cpu(there, move || callback.call())?;
@@ -167,7 +174,7 @@ pub(super) fn kill_is_not_lazy() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// An object whose release takes a lock that others contend for: on PREEMPT_RT it sleeps.
+/// An object whose release takes a contended lock, which sleeps on PREEMPT_RT.
 struct Locking {
     lock: Arc<SpinLock<u32>>,
     thing: Thing,
@@ -197,7 +204,8 @@ pub(super) fn release_takes_lock() -> Result<Outcome> {
             fsleep(Delta::from_micros(50));
         }
     })?;
-    // Ends the thread, also if this fails. Dropped before it, since dropping a thread waits.
+    // Makes the thread end, even if this case fails. Dropped before the thread, because the drop of
+    // a thread waits for it.
     let end = ScopeGuard::new(|| stop.store(1, Release));
 
     let rounds = times(50);
@@ -217,7 +225,7 @@ pub(super) fn release_takes_lock() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// The counters go through zero, downwards and upwards, and the kill comes on either side of it.
+/// Makes the counter of one CPU wrap below zero, and kills with different numbers of references.
 pub(super) fn counters_wrap() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return NO_TWO_CPUS;
@@ -227,7 +235,8 @@ pub(super) fn counters_wrap() -> Result<Outcome> {
         let thing = Arc::new(thing, GFP_KERNEL)?;
         let mut guards = KVec::new();
         for _ in 0..3 {
-            // This one's counter goes up by 40 each time, that one's down by 30 and up by 10.
+            // The counter of `here` goes up by 40 in each round. The counter of `there` goes down
+            // by 30 and up by 10.
             let on_here = thing.clone();
             let more = on_cpu(here, move || get_many(&on_here, 40))??;
             for guard in more {
@@ -251,7 +260,7 @@ pub(super) fn counters_wrap() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A CPU goes offline with its counter at a hundred: it is counted all the same.
+/// Checks that the counter of a CPU is added after the CPU has gone offline.
 pub(super) fn cpu_goes_offline() -> Result<Outcome> {
     let Some(cpu) = online_cpus().filter(|cpu| cpu.as_u32() != 0).last() else {
         return NO_TWO_CPUS;
@@ -264,7 +273,7 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
         if kill_first {
             check!(kill_checked(&thing));
         }
-        // SAFETY: May be called where one may sleep.
+        // SAFETY: `remove_cpu()` can be called from process context.
         let error = unsafe { percpu_ref_test_remove_cpu(cpu.as_u32()) };
         if error != 0 {
             drop((thing, guards));
@@ -276,11 +285,11 @@ pub(super) fn cpu_goes_offline() -> Result<Outcome> {
             drop(guards);
             check_end(&events, 1, 1)
         } else {
-            // A few of them, and one more, while it is away.
+            // Gets and puts references while the CPU is offline.
             let result = thing.try_get().map(drop).ok_or(EIO);
             result.and_then(|()| check_held_by(&thing, &events, guards).map(drop))
         };
-        // SAFETY: As above.
+        // SAFETY: `add_cpu()` can be called from process context.
         let error = unsafe { percpu_ref_test_add_cpu(cpu.as_u32()) };
         check!(error == 0);
         result?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel threads for the tests: they run a closure on a given CPU, and are joined.
+//! Kernel threads for the tests, which run a closure on a given CPU and are joined.
 //!
 //! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
 
@@ -16,28 +16,30 @@ use kernel::{
     },
 };
 
-/// A running thread. Dropping it waits for the closure to return and for the thread to be gone.
+/// A running thread.
+///
+/// The drop waits until the closure has returned and the thread has exited.
 ///
 /// # Invariants
 ///
-/// `task` is a kernel thread that completes `done` when its closure has returned. We have a
-/// reference to it.
+/// `task` is a kernel thread that completes `done` when its closure has returned. We own a
+/// reference to `task`.
 pub(crate) struct Thread {
     task: *mut bindings::task_struct,
     done: Arc<Completion>,
 }
 
-// SAFETY: A thread may be joined by any other.
+// SAFETY: Any thread can join another thread.
 unsafe impl Send for Thread {}
 
-/// What a thread is given.
+/// The argument of a thread.
 struct Start<F> {
     run: F,
     done: Arc<Completion>,
 }
 
 impl Thread {
-    /// Runs `run` in a thread that stays on `cpu`, which is to be online.
+    /// Runs `run` in a thread that stays on `cpu`, which must be online.
     pub(crate) fn spawn<F: FnOnce() + Send + 'static>(cpu: CpuId, run: F) -> Result<Self> {
         let done = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
         let start = KBox::new(
@@ -49,7 +51,8 @@ impl Thread {
         )?;
         let start = KBox::into_raw(start);
 
-        // SAFETY: `main` takes the box that it is given. The name has no conversions.
+        // SAFETY: `main()` takes ownership of the box, which came from `KBox::into_raw()`. The name
+        // has no format specifiers.
         let task = from_err_ptr(unsafe {
             bindings::kthread_create_on_node(
                 Some(main::<F>),
@@ -59,7 +62,8 @@ impl Thread {
             )
         })
         .inspect_err(|_| {
-            // SAFETY: There is no thread, so the box is still ours.
+            // SAFETY: `start` came from `KBox::into_raw()`. No thread was created, so we still own
+            // the box.
             drop(unsafe { KBox::from_raw(start) });
         })?;
 
@@ -70,13 +74,13 @@ impl Thread {
             bindings::wake_up_process(task);
         }
 
-        // INVARIANT: `main` completes `done`, and a reference was just taken.
+        // INVARIANT: `main()` completes `done`, and `get_task_struct()` has got a reference.
         Ok(Self { task, done })
     }
 }
 
 impl Thread {
-    /// Sends the thread a fatal signal, which it must have allowed.
+    /// Sends a fatal signal to the thread, which must have allowed the signal.
     #[allow(dead_code, reason = "not all crates with this file use it")]
     pub(crate) fn kill(&self) {
         // SAFETY: By the type invariant, we have a reference to the task.
@@ -88,16 +92,21 @@ impl Drop for Thread {
     fn drop(&mut self) {
         // A thread that is stopped before it has begun would not run its closure.
         self.done.wait_for_completion();
-        // SAFETY: By the type invariant; this gives our reference up.
+        // SAFETY: By the type invariant, we own a reference to `task`, which is not used after
+        // this.
         unsafe { bindings::kthread_stop_put(self.task) };
     }
 }
 
+/// Runs the closure of a thread, and completes `done`.
+///
 /// # Safety
 ///
-/// `start` came from `KBox::into_raw` of a `Start<F>`, and is ours.
+/// `start` must have come from `KBox::into_raw()` of a `Start<F>`. The caller must own the box, and
+/// must not use it after this.
 unsafe extern "C" fn main<F: FnOnce()>(start: *mut c_void) -> c_int {
-    // SAFETY: As the function requires.
+    // SAFETY: By the safety requirements of this function, `start` came from `KBox::into_raw()` of
+    // a `Start<F>`, and we own the box.
     let start = KBox::into_inner(unsafe { KBox::from_raw(start.cast::<Start<F>>()) });
 
     (start.run)();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases about references that live more than once and change their mode.
+//! Cases about references that have more than one life and change their mode.
 
 use super::*;
 
@@ -18,8 +18,9 @@ macro_rules! modal {
     }};
 }
 
-/// Keeps grace periods from ending, by a read-side critical section on another CPU. What the kernel
-/// itself has to do there it can do, where RCU is preemptible.
+/// Keeps grace periods from ending, by a read-side critical section on another CPU.
+///
+/// If RCU is preemptible, other tasks can run on that CPU.
 struct Blocker {
     lifted: Arc<Atomic<u32>>,
     _thread: Thread,
@@ -52,24 +53,24 @@ impl Drop for Blocker {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
     PerCpu,
-    /// On the way to atomic mode.
+    /// A switch to atomic mode is in flight.
     Switching,
     InAtomic,
     /// Killed in per-CPU mode, not confirmed.
     Dying,
-    /// Killed on the way to atomic mode, not confirmed.
+    /// Killed during a switch to atomic mode, not confirmed.
     DyingInSwitch,
     /// Confirmed, with a reference left.
     Closed,
-    /// The same after a life in atomic mode.
+    /// Confirmed after a life in atomic mode, with a reference left.
     ClosedAtomic,
     Zero,
-    /// The same after a life in atomic mode.
+    /// Zero after a life in atomic mode.
     ZeroAtomic,
 }
 
 impl State {
-    /// Whether it lasts only as long as grace periods are held off.
+    /// Returns whether the state ends with a grace period.
     fn is_passing(self) -> bool {
         matches!(self, Switching | Dying | DyingInSwitch)
     }
@@ -82,7 +83,7 @@ impl State {
         matches!(self, Zero | ZeroAtomic)
     }
 
-    /// Whether this life is, or the next one would be, in atomic mode.
+    /// Returns whether atomic mode was asked for, for this life or for the next life.
     fn is_atomic(self) -> bool {
         !matches!(self, PerCpu | Dying | Closed | Zero)
     }
@@ -138,25 +139,27 @@ const ACTIONS: &[Action] = &[
     Action::Reinit,
 ];
 
-/// Whether the action waits for what is under way in a passing state.
+/// Returns whether the action waits for a grace period in this state.
 fn waits(state: State, action: Action) -> bool {
     match action {
         Kill => false,
-        // Its own switch is not over before the grace period is.
+        // In per-CPU mode, it waits for the grace period of its own switch.
         ToAtomicSync => state == PerCpu || state.is_passing(),
         _ => state.is_passing(),
     }
 }
 
-/// Kills a reference, and returns whether it counted by CPU: then the number of references is not
-/// known as long as this CPU holds off the grace period.
+/// Kills a reference, and returns whether it was in per-CPU mode.
+///
+/// In that mode, the number of references is not known before the grace period, which waits for
+/// this function.
 fn counts_by_cpu(modal: &Modal) -> Result<bool> {
     let _region = PreemptGuard::new();
     check!(modal.kill());
     Ok(modal.references().is_none())
 }
 
-/// One action in one state, with one reference held unless the state has none.
+/// Does one action in one state, with one reference held unless the state has none.
 fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result {
     let (modal, events) = modal!(new_reinit)?;
     let held = modal.try_get().ok_or(EIO)?;
@@ -220,7 +223,7 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
     drop(thread);
     rcu::rcu_barrier();
 
-    // What it said.
+    // The result of the action.
     let result = result.load(Acquire);
     let lives_again = match action {
         Kill => {
@@ -256,7 +259,7 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
         }
     };
 
-    // What it did.
+    // The effect of the action.
     let dying = (state.is_dying() || action == Kill) && !lives_again;
     check!(modal.is_dying() == dying);
     check!(modal.try_get().is_some() == (!dying || held.is_some()));
@@ -266,7 +269,7 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
     check!(events.switched.get() == u32::from(action == ToAtomic) + switched);
     check!(modal.value().is_alive());
 
-    // The mode, in this life or in one more.
+    // The mode, in this life or in another life.
     if dying {
         drop(held.take());
         check!(modal.is_zero());
@@ -294,7 +297,7 @@ fn transition(state: State, action: Action, here: CpuId, there: CpuId) -> Result
     Ok(())
 }
 
-/// Each action from each state.
+/// Does each action in each state.
 pub(super) fn each_transition() -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -310,7 +313,7 @@ pub(super) fn each_transition() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// The other constructors, their modes, and `cancel_init` of each.
+/// Checks the modes of the other constructors, and `cancel_init()` of each.
 pub(super) fn start_modes() -> Result<Outcome> {
     for start in 0..3 {
         let (thing, events) = Thing::new()?;
@@ -326,14 +329,14 @@ pub(super) fn start_modes() -> Result<Outcome> {
     let (modal, events) = modal!(new_atomic)?;
     check!(!modal.is_dying() && !modal.is_zero());
     drop(modal.try_get().ok_or(EIO)?.clone());
-    // Nothing to wait for: all of it happens in the kill.
+    // In atomic mode, the kill itself confirms and releases.
     {
         let _region = PreemptGuard::new();
         check!(modal.kill_and_confirm());
         check!(events.confirmed.get() == 1 && events.released.get() == 1);
     }
     check!(modal.is_zero() && modal.try_get().is_none());
-    // It comes back in the mode that it had.
+    // The next life is in the mode of the last life.
     check!(modal.reinit().is_ok());
     check!(!counts_by_cpu(&modal)?);
     modal.wait_released();
@@ -344,7 +347,7 @@ pub(super) fn start_modes() -> Result<Outcome> {
     check!(modal.is_dying() && modal.is_zero());
     check!(modal.try_get().is_none() && modal.try_get_live().is_none());
     check!(!modal.kill());
-    // There was no life that could be over.
+    // There was no life, so there is no release.
     modal.wait_released();
     check!(events.released.get() == 0);
     check!(modal.reinit().is_ok());
@@ -354,15 +357,16 @@ pub(super) fn start_modes() -> Result<Outcome> {
     drop(modal);
     check_events(&events, 0, 1)?;
 
-    // Never brought to life.
+    // Dropped without any life.
     let (modal, events) = modal!(new_dead)?;
     drop(modal);
     check_events(&events, 0, 0)?;
     Ok(Passed)
 }
 
-/// The handle is dropped in each state, and the object is dropped with it or with the last
-/// reference.
+/// Drops the `PercpuRef` in each state.
+///
+/// The object is dropped together with the `PercpuRef` or when the last reference is put.
 pub(super) fn drop_modal_in_each_state() -> Result<Outcome> {
     let Some((_, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -401,8 +405,10 @@ pub(super) fn drop_modal_in_each_state() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Brings itself back to life in its release, and in the end lets go of itself there, unless that
-/// may be inside a call that still borrows the reference.
+/// An object that reinitialises itself in its release, until `lives` lives have ended.
+///
+/// The last release drops the `PercpuRef`, unless the release may be inside a call that still
+/// borrows it (`borrowed`).
 struct Phoenix {
     own: Atomic<*mut Own>,
     lives: Atomic<u32>,
@@ -414,7 +420,7 @@ type Own = PercpuRef<Phoenix, Reinit>;
 
 impl Counted for Phoenix {
     fn switched(&self) {
-        // SAFETY: The box is there, as there was no release.
+        // SAFETY: The box is dropped in or after the last release, and there was none yet.
         if !unsafe { &*self.own.load(Acquire) }.kill_and_confirm() {
             self.thing.events.disorder.inc();
         }
@@ -422,7 +428,7 @@ impl Counted for Phoenix {
 
     fn confirmed(&self) {
         self.thing.confirmed();
-        // SAFETY: The box is there, as there was no release.
+        // SAFETY: The box is dropped in or after the last release, and there was none yet.
         if unsafe { &*self.own.load(Acquire) }.kill_and_confirm() {
             self.thing.events.disorder.inc();
         }
@@ -432,13 +438,14 @@ impl Counted for Phoenix {
         self.thing.release();
         let own = self.own.load(Acquire);
         if self.lives.fetch_sub(1, Relaxed) > 1 {
-            // SAFETY: The box is there until the last life is over.
+            // SAFETY: The box is dropped in or after the last release, and this is not the last.
             let own = unsafe { &*own };
             if own.reinit().is_err() || own.try_get_live().is_none() || !own.kill() {
                 self.thing.events.disorder.inc();
             }
         } else if !self.borrowed {
-            // SAFETY: No other code uses the box any more.
+            // SAFETY: `own` came from `KBox::into_raw()` in `phoenix()`. This is the last release,
+            // and no other code uses the box any more.
             drop(unsafe { KBox::from_raw(own) });
             if !self.thing.is_alive() {
                 self.thing.events.disorder.inc();
@@ -447,7 +454,7 @@ impl Counted for Phoenix {
     }
 }
 
-/// Makes a reference to a [`Phoenix`] of so many lives that knows itself.
+/// Makes a [`Phoenix`] with `lives` lives, and stores its `PercpuRef` in it.
 fn phoenix(lives: u32, atomic: bool) -> Result<(*mut Own, Arc<Events>)> {
     let (thing, events) = Thing::new()?;
     let phoenix = Phoenix {
@@ -467,20 +474,23 @@ fn phoenix(lives: u32, atomic: bool) -> Result<(*mut Own, Arc<Events>)> {
     Ok((own, events))
 }
 
-/// Drops the reference of one that does not by itself.
+/// Drops the `PercpuRef` of a [`Phoenix`] that does not drop it in its release.
 fn end_phoenix(own: *mut Own, atomic: bool) {
     if atomic {
-        // SAFETY: It came from the box in `phoenix()`, and no other code uses it any more.
+        // SAFETY: `own` came from `KBox::into_raw()` in `phoenix()`, and no other code uses the box
+        // any more.
         drop(unsafe { KBox::from_raw(own) });
     }
 }
 
-/// A release can do all operations on its own reference, since it runs under no lock: in per-CPU
-/// mode in the callback, in atomic mode inside the kill.
+/// Reinitialises, gets and kills a reference inside its own release.
+///
+/// The release may do all of this because it runs without a lock. It runs in the RCU callback in
+/// per-CPU mode, and inside the kill in atomic mode.
 pub(super) fn reinit_inside_release() -> Result<Outcome> {
     for atomic in [false, true] {
         let (own, events) = phoenix(3, atomic)?;
-        // SAFETY: The box is there: it was not killed yet, so there was no release.
+        // SAFETY: The reference was not killed yet, so there was no release, which drops the box.
         unsafe { &*own }.kill();
         end_phoenix(own, atomic);
         check_end(&events, 0, 3)?;
@@ -488,12 +498,13 @@ pub(super) fn reinit_inside_release() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// The confirmation of a switch kills, which is a kill at the very end of a transition. Then the
-/// confirmation of that kill tries to kill once more.
+/// Kills a reference inside the confirmation of its switch, which is the end of a transition.
+///
+/// The confirmation of that kill then tries to kill the reference again.
 pub(super) fn kill_inside_confirmation() -> Result<Outcome> {
     for atomic in [false, true] {
         let (own, events) = phoenix(1, atomic)?;
-        // SAFETY: The box is there, as there was no release.
+        // SAFETY: The reference was not killed yet, so there was no release, which drops the box.
         unsafe { &*own }.switch_to_atomic();
         end_phoenix(own, atomic);
         check_end(&events, 1, 1)?;
@@ -501,8 +512,9 @@ pub(super) fn kill_inside_confirmation() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A thousand references switch at once. If they waited for each other, it would take a thousand
-/// grace periods.
+/// Switches a thousand references at a time.
+///
+/// If the switches waited for each other, this would take a thousand grace periods.
 pub(super) fn many_switch_at_once() -> Result<Outcome> {
     let mut all = KVec::with_capacity(1000, GFP_KERNEL)?;
     while all.len() < all.capacity() {
@@ -531,7 +543,7 @@ pub(super) fn many_switch_at_once() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Counts the holders of references, to see that there is none when there should be none.
+/// An object that counts the threads that have a reference and use it.
 struct Gate {
     inside: Atomic<i32>,
     thing: Thing,
@@ -551,7 +563,7 @@ impl Counted for Gate {
     }
 }
 
-/// What the threads of the next two cases share.
+/// Shared by the threads of the next two cases.
 struct Arena {
     gate: PercpuRef<Gate, Reinit>,
     stop: Atomic<u32>,
@@ -579,7 +591,7 @@ impl Arena {
         Ok((Arc::new(arena, GFP_KERNEL)?, events))
     }
 
-    /// Passes the gate over and over, in every way.
+    /// Gets and puts references in different ways until `stop` is set.
     fn pass(&self) {
         let mut turn = 0usize;
         while self.stop.load(Acquire) == 0 {
@@ -607,11 +619,13 @@ impl Arena {
         }
     }
 
-    /// Runs `task` on all CPUs, two threads each, and `pass` besides, for a second at least and
-    /// until it is `enough`.
+    /// Runs two threads of `task` and one thread of `pass()` on each CPU.
+    ///
+    /// Runs them for a second, and then until `enough` returns `true`.
     fn run(this: &Arc<Self>, task: fn(&Self, usize), enough: fn(&Self) -> bool) -> Result {
         let mut threads = KVec::new();
-        // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+        // Makes the threads end, even if this fails. Dropped before the threads, because the drop
+        // of a thread waits for it.
         let end = ScopeGuard::new(|| this.stop.store(1, Release));
         for (number, cpu) in online_cpus().enumerate() {
             let arena = this.clone();
@@ -634,8 +648,10 @@ impl Arena {
     }
 }
 
-/// Kills, resurrections and switches of all kinds race on all CPUs, while others count. In the end
-/// the count is right, and of kills and resurrections there were as many as each said.
+/// Kills, resurrects and switches a reference in threads on all CPUs, while other threads count.
+///
+/// Afterwards the count must be right, and the number of confirmations must be that of the kills
+/// that returned `true`.
 pub(super) fn transitions_race() -> Result<Outcome> {
     let (arena, events) = Arena::new()?;
     let race = |arena: &Arena, number: usize| {
@@ -690,8 +706,9 @@ pub(super) fn transitions_race() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// As block devices freeze their queues: threads freeze and thaw it at depths of their own, and
-/// while it is frozen, no thread is inside.
+/// Freezes and thaws a reference in threads on all CPUs, as block devices freeze their queues.
+///
+/// Each thread freezes it up to three times. While it is frozen, no thread has a reference.
 pub(super) fn freeze_and_thaw() -> Result<Outcome> {
     let (arena, events) = Arena::new()?;
     let freeze = |arena: &Arena, number: usize| {
@@ -713,7 +730,8 @@ pub(super) fn freeze_and_thaw() -> Result<Outcome> {
             fsleep(Delta::from_micros(20));
         }
         drop(frozen);
-        // However slow the machine is, there are times when no thread keeps it frozen.
+        // The pause depends on the time that the thread has kept it frozen, so that on a slow
+        // machine, too, there are times at which no thread keeps it frozen.
         let pause = start.elapsed().as_nanos() * 6;
         fsleep(Delta::from_nanos(
             pause + 2_000_000 + 1_531_000 * number as i64,
@@ -726,7 +744,7 @@ pub(super) fn freeze_and_thaw() -> Result<Outcome> {
     check!(arena.errors.get() == 0);
     check!(!arena.gate.is_dying());
     check!(arena.gate.kill_and_wait());
-    // Threads that froze it at the same time shared a release.
+    // Threads that froze it at a time share a release.
     check!((2..=arena.kills.get() + 1).contains(&events.released.get()));
     pr_info!(
         "        # frozen {} times, {} passed\n",

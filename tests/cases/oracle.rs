@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The C original as an oracle: random operations on a C `percpu_ref` and on ours, which must
-//! answer alike and tell of the same events at the same points.
+//! Cases that compare a C `percpu_ref` and a [`PercpuRef`].
 //!
-//! A *sequence* is one such pair. Many go side by side, in rounds: each is given a few operations
-//! in an RCU read-side critical section, in which no callback of either can end; then a barrier
-//! lets all callbacks end. So it is certain at each moment where both are.
+//! They do the same random operations on both, which must return the same results and call the same
+//! callbacks at the same points.
 //!
-//! # Where the two differ on purpose
+//! A *sequence* is one such pair. Many sequences run at a time, in rounds. In each round, a
+//! sequence does a few operations in an RCU read-side critical section, in which no grace period
+//! can end. Then a barrier waits for all callbacks. So the state of both references is known after
+//! each operation.
 //!
-//! - A second kill: C warns and puts the initial reference again, which was put by the first kill.
-//!   Ours returns `false` and changes nothing.
-//! - To resurrect what is alive: C warns, and gets one reference too many. Ours: `EINVAL`.
-//! - To reinitialise what has references left: C warns and goes on. Ours: `EBUSY`.
+//! # Intended differences
 //!
-//! These are tried on ours alone. Everything else is done on both.
+//! - A second kill: C warns, and puts the initial reference again. Rust returns `false` and changes
+//!   nothing.
+//! - `resurrect()` of a live reference: C warns, and gets one reference too many. Rust returns
+//!   `EINVAL`.
+//! - `reinit()` of a reference that is not zero: C warns and goes on. Rust returns `EBUSY`.
+//!
+//! These operations are done only on the [`PercpuRef`]. All other operations are done on both.
 
 use super::*;
 
@@ -30,7 +34,7 @@ extern "C" {
     fn percpu_ref_test_c(c: *mut c_void, op: c_uint, n: usize) -> usize;
 }
 
-/// The operations of `percpu_ref_test_c()`.
+/// The operations of `percpu_ref_test_c()`, by their numbers.
 #[derive(Clone, Copy)]
 enum Op {
     TryGet,
@@ -69,32 +73,33 @@ const NAMES: [&str; 13] = [
     "reinit",
 ];
 
-/// A `percpu_ref` of C.
+/// A C `percpu_ref`.
 ///
 /// # Invariants
 ///
-/// The pointer is what `percpu_ref_test_c_new()` returned.
+/// The pointer came from `percpu_ref_test_c_new()`, and is not null.
 struct CRef(*mut c_void);
 
-// SAFETY: A `percpu_ref` may be used by all threads.
+// SAFETY: Any thread can use a `percpu_ref` and free it.
 unsafe impl Send for CRef {}
 
-// SAFETY: As above.
+// SAFETY: Any number of threads can use a `percpu_ref` at a time.
 unsafe impl Sync for CRef {}
 
 impl CRef {
     fn new(start: u32) -> Result<Self> {
-        // SAFETY: `start` is one of those that it knows, as the callers see to.
+        // SAFETY: The callers pass a `start` of 0 to 2, which are the ones that the function has.
         let c = unsafe { percpu_ref_test_c_new(start) };
         if c.is_null() {
             return Err(ENOMEM);
         }
-        // INVARIANT: As was just checked.
+        // INVARIANT: `c` came from `percpu_ref_test_c_new()`, and was checked for null.
         Ok(Self(c))
     }
 
     fn call(&self, op: Op, n: usize) -> usize {
-        // SAFETY: By the type invariant. The callers put no reference that they have not got.
+        // SAFETY: By the type invariant, the pointer is valid. The callers put only references that
+        // they have got.
         unsafe { percpu_ref_test_c(self.0, op as c_uint, n) }
     }
 
@@ -105,7 +110,8 @@ impl CRef {
 
 impl Drop for CRef {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. Nothing is under way, as the callers see to.
+        // SAFETY: By the type invariant, the pointer is valid. The callers wait for its callbacks
+        // before they drop it.
         unsafe { percpu_ref_test_c_free(self.0) };
     }
 }
@@ -119,7 +125,7 @@ impl Random {
         random
     }
 
-    /// A number below `n`. The generator is that of Knuth's MMIX.
+    /// Returns a number below `n`, by the generator of Knuth's MMIX.
     fn below(&mut self, n: u32) -> u32 {
         self.0 = self
             .0
@@ -129,20 +135,20 @@ impl Random {
     }
 }
 
-/// C's reference and ours.
+/// A C reference and a Rust reference, which must be in the same state.
 struct Pair {
     c: CRef,
     ours: PercpuRef<Thing, Reinit>,
     events: Arc<Events>,
-    /// Our references, if there were ever any. C has as many.
+    /// The references to `ours`, of which there are as many as to `c`, if any were ever got.
     held: Option<PercpuRefBatch<Thing>>,
-    /// What is known: the reference was killed.
+    /// Whether the references were killed.
     dying: bool,
-    /// And that was confirmed.
+    /// Whether the kill was confirmed.
     closed: bool,
-    /// It is to be in atomic mode.
+    /// Whether atomic mode was asked for.
     atomic: bool,
-    /// A callback is on its way.
+    /// Whether a callback is in flight.
     pending: bool,
 }
 
@@ -178,7 +184,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Chooses an operation, and does it on both.
+    /// Chooses an operation, does it on both references, and compares them.
     fn step(&mut self, random: &mut Random) -> Result {
         let most = if random.below(8) == 0 { 300 } else { 3 };
         let n = 1 + random.below(most) as usize;
@@ -229,7 +235,8 @@ impl Pair {
                 }
                 Ok(())
             }
-            // These would wait for the callback, which waits for us.
+            // The other operations may wait for the callback, and the callback waits for our
+            // read-side critical section.
             _ if self.pending => Ok(()),
             _ => self.transition(op),
         }
@@ -295,7 +302,7 @@ impl Pair {
         Ok(())
     }
 
-    /// What both say of themselves.
+    /// Compares what both references report, with each other and with the known state.
     fn compare(&self) -> Result {
         check!(self.ours.is_dying() == self.c.is(Op::IsDying));
         check!(self.ours.is_zero() == self.c.is(Op::IsZero));
@@ -310,7 +317,7 @@ impl Pair {
         Ok(())
     }
 
-    /// The callbacks have ended.
+    /// Compares both references after all callbacks have run.
     fn settled(&mut self) -> Result {
         self.pending = false;
         self.closed = self.dying;
@@ -319,19 +326,19 @@ impl Pair {
     }
 }
 
-/// What random numbers begin with: as the parameter says, or else something new.
+/// Returns the seed of the random numbers: the parameter `seed`, or a random number if it is zero.
 fn seed() -> u32 {
     match value(module_parameters::seed.value()) {
-        // SAFETY: May be called anywhere.
+        // SAFETY: `get_random_u32()` can be called from any context.
         0 => unsafe { bindings::get_random_u32() },
         seed => seed,
     }
 }
 
-/// Operations of a sequence in a round.
+/// The number of operations of a sequence in a round.
 const STEPS: usize = 8;
 
-/// So many rounds, and then the end.
+/// Runs `last` rounds of random operations, and then ends each sequence.
 fn rounds(all: &mut [(Pair, Random)], last: usize) -> Result {
     for round in 0..=last {
         for (number, (pair, random)) in all.iter_mut().enumerate() {
@@ -339,7 +346,7 @@ fn rounds(all: &mut [(Pair, Random)], last: usize) -> Result {
             let result = if round < last {
                 (0..STEPS).try_for_each(|_| pair.step(random))
             } else {
-                // The end, for those that have not come to it.
+                // Kills references that are not dying, and puts all references.
                 let n = pair.count();
                 let killed = if pair.dying {
                     Ok(())
@@ -369,7 +376,7 @@ fn rounds(all: &mut [(Pair, Random)], last: usize) -> Result {
     Ok(())
 }
 
-/// Equality, in a single thread.
+/// Compares C and Rust after each operation, in one thread.
 pub(super) fn c_says_the_same() -> Result<Outcome> {
     const ROUNDS: usize = 12;
 
@@ -383,7 +390,7 @@ pub(super) fn c_says_the_same() -> Result<Outcome> {
     }
 
     let result = rounds(&mut all, ROUNDS);
-    // Also if it failed, C is not to be freed before its callbacks are done.
+    // A `percpu_ref` must not be freed before its callbacks have run, even if the case failed.
     rcu::rcu_barrier();
     result?;
 
@@ -402,7 +409,7 @@ pub(super) fn c_says_the_same() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Pairs that threads on all CPUs use at once.
+/// Pairs that threads on all CPUs use at a time.
 struct Crowd {
     pairs: KVVec<(CRef, PercpuRef<Thing, Reinit>, Arc<Events>)>,
     stop: Atomic<u32>,
@@ -411,8 +418,10 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Gets and puts references to both of each pair, while others do and while they are killed and
-    /// brought back to life. A reference that is held keeps the count from zero.
+    /// Gets and puts references of random pairs until `stop` is set.
+    ///
+    /// Other threads get and put references too, and the references are killed and resurrected.
+    /// While a reference is held, the count must not be zero.
     fn use_all(&self, random: &mut Random) {
         while self.stop.load(Acquire) == 0 {
             let (c, ours, events) = &self.pairs[random.below(self.pairs.len() as u32) as usize];
@@ -443,7 +452,9 @@ impl Crowd {
     }
 }
 
-/// The invariants, in many threads: what differs between the two there is a matter of time.
+/// Checks the invariants of C and Rust while threads on all CPUs use them.
+///
+/// Here the results of single operations may differ, because they depend on the time.
 pub(super) fn c_keeps_the_same_invariants() -> Result<Outcome> {
     const PAIRS: usize = 200;
     const ROUNDS: usize = 10;
@@ -464,7 +475,8 @@ pub(super) fn c_keeps_the_same_invariants() -> Result<Outcome> {
     };
     let crowd = Arc::new(crowd, GFP_KERNEL)?;
     let mut threads = KVec::new();
-    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    // Makes the threads end, even if this case fails. Dropped before the threads, because the drop
+    // of a thread waits for it.
     let end = ScopeGuard::new(|| crowd.stop.store(1, Release));
     for cpu in online_cpus() {
         let crowd = crowd.clone();

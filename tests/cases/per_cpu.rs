@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases about per-CPU memory, and about preemption.
+//! Cases about per-CPU memory and preemption.
 
 use super::*;
 
@@ -22,7 +22,7 @@ extern "C" {
     fn percpu_ref_test_this_cpu(bits: c_uint, op: c_uint, a: u64, b: u64) -> u64;
 }
 
-/// An integer between others, as a field and as an element.
+/// An integer as a field and as an element of an array, between other fields.
 #[derive(Zeroable)]
 struct Around<I: Integer> {
     before: Local<u8>,
@@ -49,14 +49,15 @@ define_per_cpu! {
     static VAR_64: Around<u64> = Around::new(0, 77);
 }
 
-/// Compares rows of every operation, on the same numbers as in C: what is returned and what is left
-/// must be the same.
+/// Compares each operation with its C counterpart, on pseudo-random numbers.
+///
+/// The result, and the value that is left in the variable, must be equal.
 fn compare<I: Integer + Untorn + fmt::Display + Default, O: Offset>(
     local: &PerCpuVar<Local<I>, O>,
     c: impl Fn(c_uint, I, I) -> I,
     number: impl Fn(u64) -> I,
 ) -> Result {
-    // As in the generator of Knuth's MMIX.
+    // The generator of Knuth's MMIX.
     let mut seed = 1u64;
     let mut number = || {
         seed = seed
@@ -74,7 +75,7 @@ fn compare<I: Integer + Untorn + fmt::Display + Default, O: Offset>(
         Ok(())
     };
 
-    // Both must find the same CPU all the time.
+    // C and Rust must use the copies of one CPU.
     let _guard = PreemptGuard::new();
     for turn in 0..100 {
         let (a, b, d) = (number(), number(), number());
@@ -104,13 +105,13 @@ fn compare<I: Integer + Untorn + fmt::Display + Default, O: Offset>(
         c(9, b, zero);
         same(9)?;
         check!(local.xchg(d) == c(7, d, zero));
-        // In half of the turns, the value that is there.
+        // In half of the turns, this is the value of the variable.
         let expected = if turn % 2 == 0 { d } else { a };
         let found = local.cmpxchg(expected, b).unwrap_or_else(|found| found);
         check!(found == c(8, expected, b));
         same(8)?;
         for expected in [a, b, d] {
-            // C returns the value that it leaves in the variable for the expected one.
+            // C returns the value that it leaves in its variable `old`.
             let mut ours = expected;
             let done = local.try_cmpxchg(&mut ours, a);
             check!(ours == c(12, expected, a));
@@ -121,9 +122,10 @@ fn compare<I: Integer + Untorn + fmt::Display + Default, O: Offset>(
     Ok(())
 }
 
-/// Every operation at every width, on allocated memory, on a field, on an element, and on a static
-/// variable.
-#[allow(clippy::cast_lossless)] // What is a plain cast for one type is none for another.
+/// Compares each operation of each width with C.
+///
+/// The variables are allocated memory, a field, an element of an array and a static variable.
+#[allow(clippy::cast_lossless)] // The cast is lossless for some of the types only.
 pub(super) fn percpu_local_as_in_c() -> Result<Outcome> {
     macro_rules! compare_in {
         ($int:ty, $around:expr, $c:expr, $number:expr) => {
@@ -147,7 +149,7 @@ pub(super) fn percpu_local_as_in_c() -> Result<Outcome> {
     }
     macro_rules! compare {
         ($($int:ident $($var:ident)?;)*) => {$({
-            // SAFETY: Has no requirements.
+            // SAFETY: `percpu_ref_test_this_cpu()` can be called from any context.
             let c = |op, a: $int, b: $int| unsafe {
                 percpu_ref_test_this_cpu($int::BITS, op, a as u64, b as u64) as $int
             };
@@ -180,7 +182,7 @@ pub(super) fn percpu_local_as_in_c() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Values that are not integers, and the other operations on them.
+/// Checks the operations on values that are not integers.
 pub(super) fn percpu_bool_and_pointer() -> Result<Outcome> {
     let flag = PerCpu::<Local<bool>>::zeroed(GFP_KERNEL)?;
     let guard = PreemptGuard::new();
@@ -204,7 +206,7 @@ pub(super) fn percpu_bool_and_pointer() -> Result<Outcome> {
     check!(!pointer.try_cmpxchg(&mut expected, first) && expected == second);
     check!(pointer.try_cmpxchg(&mut expected, first));
     pointer.write(second);
-    // SAFETY: The pointer is that of `values[1]`.
+    // SAFETY: The pointer points to `values[1]`, which is alive.
     check!(unsafe { *pointer.read() } == 2);
     drop(guard);
     Ok(Passed)
@@ -216,13 +218,13 @@ struct Defined {
 }
 
 define_per_cpu! {
-    /// Begins with the values that are given, on each CPU.
+    /// Has these values on each CPU at the beginning.
     static DEFINED: Defined = Defined { number: Local::new(5), atomic: Atomic::new(-6) };
 }
 
 declare_per_cpu! {
-    // SAFETY: It is `DEFINE_PER_CPU(u64, percpu_ref_test_counter)` in this_cpu.c, which does
-    // `this_cpu_inc()`.
+    // SAFETY: The variable is `DEFINE_PER_CPU(u64, percpu_ref_test_counter)` in this_cpu.c, which
+    // changes it only by `this_cpu_inc()`.
     unsafe static COUNTER: Local<u64> = percpu_ref_test_counter;
 }
 
@@ -231,9 +233,9 @@ extern "C" {
     fn percpu_ref_test_sum_counter() -> u64;
 }
 
-/// Variables that are in the image of the module, or that C defines.
+/// Checks static variables that this module defines, and one that C defines.
 pub(super) fn percpu_static() -> Result<Outcome> {
-    // Another run of the cases in the same kernel, by KUnit, finds what this one leaves.
+    // KUnit can run the case again, which then finds the values that this run leaves.
     static BEFORE: Atomic<u32> = Atomic::new(0);
     let runs = BEFORE.fetch_add(1, Relaxed);
     let online = online_cpus().count() as u32;
@@ -251,31 +253,31 @@ pub(super) fn percpu_static() -> Result<Outcome> {
         on_cpu(cpu, || {
             DEFINED.project(percpu_field!(Defined, number)).inc();
             COUNTER.add(2);
-            // SAFETY: Has no requirements.
+            // SAFETY: `percpu_ref_test_inc_counter()` can be called from any context.
             unsafe { percpu_ref_test_inc_counter() };
         })?;
     }
     check!(number.sum() == before + online);
     check!(COUNTER.sum() == counted + 3 * u64::from(online));
-    // SAFETY: Has no requirements.
+    // SAFETY: `percpu_ref_test_sum_counter()` can be called from any context.
     check!(unsafe { percpu_ref_test_sum_counter() } == COUNTER.sum());
     Ok(Passed)
 }
 
-/// What tasks and interrupts change on the same CPU.
+/// Variables that a task and an interrupt change on one CPU.
 struct Contended {
-    /// Both add to it.
+    /// Both add to it, also to its upper half.
     wide: Local<u64>,
     narrow: Local<u8>,
     /// The task adds by `cmpxchg()`.
     exchanged: Local<u32>,
-    /// The interrupt adds, and the task takes all.
+    /// The interrupt adds to it, and the task exchanges it with zero.
     taken: Local<u64>,
-    /// The task has bit 0, and the interrupt bit 1.
+    /// The task changes bit 0, and the interrupt changes bit 1.
     bits: Local<u16>,
     interrupts: Local<u64>,
     errors: Local<u32>,
-    /// Both add to it, if it is not in use.
+    /// Both add to it when it is not in use.
     cell: LocalCell<Cell<u64>>,
     added: Local<u64>,
 }
@@ -314,6 +316,11 @@ fn add_to_cell() {
     }
 }
 
+/// Changes the variables of [`CONTENDED`] in an interrupt.
+///
+/// # Safety
+///
+/// There are no requirements.
 unsafe extern "C" fn contend(_: *mut c_void) {
     add_to_cell();
     let turn = contended!(interrupts).add_return(1);
@@ -322,7 +329,7 @@ unsafe extern "C" fn contend(_: *mut c_void) {
     contended!(exchanged).inc();
     contended!(taken).add(1);
     let bits = contended!(bits);
-    // As the interrupt before left it.
+    // The previous interrupt must have left bit 1 like this.
     if (bits.read() & 2 != 0) != (turn % 2 == 0) {
         contended!(errors).inc();
     }
@@ -333,13 +340,14 @@ unsafe extern "C" fn contend(_: *mut c_void) {
     }
 }
 
-/// Interrupts on each CPU change what a task is changing, by each operation, and nothing is lost.
+/// Changes variables in tasks and in interrupts of their CPU, and checks that no change is lost.
 pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
     let stop = Arc::new(Atomic::new(0u32), GFP_KERNEL)?;
     let turns = Arc::new(Atomic::new(0u64), GFP_KERNEL)?;
     let taken = Arc::new(Atomic::new(0u64), GFP_KERNEL)?;
     let mut threads = KVec::new();
-    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    // Makes the threads end, even if this case fails. Dropped before the threads, because the drop
+    // of a thread waits for it.
     let end = ScopeGuard::new(|| stop.store(1, Relaxed));
     let before = [
         contended!(wide).sum(),
@@ -378,7 +386,7 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
                     contended!(errors).inc();
                 }
                 if mine % 1024 == 0 {
-                    // SAFETY: May sleep here.
+                    // SAFETY: `schedule()` can be called from process context.
                     unsafe { bindings::schedule() };
                 }
                 if stop.load(Relaxed) != 0 {
@@ -400,7 +408,7 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
             break;
         }
     }
-    // The threads end.
+    // Makes the threads end, and waits for them.
     drop(end);
     drop(threads);
 
@@ -424,7 +432,7 @@ pub(super) fn percpu_against_interrupts() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A value with plain stores, for one thread to use.
+/// A value that is changed by plain stores of one thread.
 struct Plain(UnsafeCell<u64>);
 
 // SAFETY: Only `percpu_copies_are_apart()` uses it, and KUnit runs one case at a time.
@@ -433,13 +441,13 @@ unsafe impl Sync for Plain {}
 impl Plain {
     #[inline(always)]
     fn set(&self, value: u64) {
-        // SAFETY: One thread uses it.
+        // SAFETY: Only one thread uses the value, so there is no other access at this time.
         unsafe { *self.0.get() = value };
     }
 
     #[inline(always)]
     fn get(&self) -> u64 {
-        // SAFETY: One thread uses it.
+        // SAFETY: Only one thread uses the value, so there is no other access at this time.
         unsafe { *self.0.get() }
     }
 }
@@ -449,7 +457,7 @@ define_per_cpu! {
     static SEVEN: u8 = 7;
 }
 
-/// The compiler does not take two copies of a static variable for the same memory.
+/// Checks that the compiler does not treat two copies of a static variable as one memory location.
 pub(super) fn percpu_copies_are_apart() -> Result<Outcome> {
     let Some((one, other)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -473,13 +481,18 @@ define_per_cpu! {
     static REFUSED: Local<u32> = Local::new(0);
 }
 
+/// Tries to use the cell, and counts a refusal.
+///
+/// # Safety
+///
+/// There are no requirements.
 unsafe extern "C" fn use_cell(_: *mut c_void) {
     if CELL.with(|_| ()).is_none() {
         REFUSED.inc();
     }
 }
 
-/// One user at a time has the mutable reference to a CPU's value, and interrupts have none.
+/// Checks that a `LocalCell` in use refuses further uses on its CPU, also in an interrupt.
 pub(super) fn percpu_local_cell() -> Result<Outcome> {
     let refused = REFUSED.sum();
 
@@ -508,7 +521,7 @@ pub(super) fn percpu_local_cell() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A value with a lock in it is used without a guard, on whatever CPU the task is.
+/// Uses per-CPU values that contain a lock without a `PreemptGuard`.
 pub(super) fn percpu_locks() -> Result<Outcome> {
     let queues = PerCpu::<SpinLock<u32>>::new(|_| new_spinlock!(0), GFP_KERNEL)?;
     let queues = Arc::new(queues, GFP_KERNEL)?;
@@ -529,7 +542,7 @@ pub(super) fn percpu_locks() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// All copies can be changed where there is the only reference, pinned or not.
+/// Changes all copies through mutable references, pinned and not pinned.
 pub(super) fn percpu_iter_mut() -> Result<Outcome> {
     let mut values = PerCpu::<Local<u16>>::zeroed(GFP_KERNEL)?;
 
@@ -543,7 +556,7 @@ pub(super) fn percpu_iter_mut() -> Result<Outcome> {
         check!(values.read_cpu(cpu) == Some(2 * (cpu.as_u32() as u16 + 1)));
     }
     for cpu in possible_cpus() {
-        // SAFETY: The CPU is possible.
+        // SAFETY: `percpu_ref_test_cpu_online()` takes the number of a possible CPU.
         let is_online = unsafe { percpu_ref_test_cpu_online(cpu.as_u32()) };
         check!(online_cpus().any(|other| other == cpu) == is_online);
     }
@@ -558,13 +571,14 @@ extern "C" {
     fn percpu_ref_test_c_reschedules() -> bool;
 }
 
-/// The guard moves the count that C reads by one, and lets another task run if that was due. So do
-/// a get and a put.
+/// Checks that a `PreemptGuard` changes `preempt_count()`, and reschedules as C does when it ends.
+///
+/// Also checks that a get and a put reschedule.
 pub(super) fn preempt_guard_as_in_c() -> Result<Outcome> {
     if !cfg!(CONFIG_PREEMPT_COUNT) {
         return Ok(Skipped("this kernel does not count"));
     }
-    // SAFETY: Has no requirements.
+    // SAFETY: `percpu_ref_test_preempt_count()` can be called from any context.
     let count = || unsafe { percpu_ref_test_preempt_count() };
     let before = count();
     let guard = PreemptGuard::new();
@@ -579,13 +593,15 @@ pub(super) fn preempt_guard_as_in_c() -> Result<Outcome> {
     let (thing, _) = Thing::shared()?;
     let (mut by_c, mut by_guard, mut by_get, mut by_put) = (0, 0, 0, 0);
     for _ in 0..100 {
-        // SAFETY: In all of these: to be rescheduled does no harm.
+        // SAFETY: `percpu_ref_test_set_need_resched()` and `percpu_ref_test_need_resched()` can be
+        // called from process context. A task can be rescheduled at any time.
         let is_done = |run: &mut dyn FnMut()| unsafe {
             percpu_ref_test_set_need_resched();
             run();
             u32::from(!percpu_ref_test_need_resched())
         };
-        // SAFETY: To be rescheduled does no harm.
+        // SAFETY: `percpu_ref_test_c_reschedules()` can be called from process context. A task can
+        // be rescheduled at any time.
         by_c += u32::from(unsafe { percpu_ref_test_c_reschedules() });
         by_guard += is_done(&mut || drop(PreemptGuard::new()));
         let mut guard = None;
@@ -596,27 +612,28 @@ pub(super) fn preempt_guard_as_in_c() -> Result<Outcome> {
     if by_c == 0 {
         return Ok(Skipped("this kernel does not preempt"));
     }
-    // The timer may ask for it again at once.
+    // Less than 100, because the timer may ask the task to reschedule again.
     check!(by_c > 80 && by_guard > 80 && by_get > 80 && by_put > 80);
     check!(count() == before);
     Ok(Passed)
 }
 
-/// Safe code can disable preemption to a depth far below the kernel's limit, and RCU waits for it
-/// there.
+/// Checks that safe code can disable preemption only to a depth far below the kernel's limit.
+///
+/// RCU waits for a task at that depth.
 pub(super) fn preempt_guards_have_a_bound() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let (callback, ran) = Callback::new(0)?;
     let most = PreemptGuard::MAX_DEPTH as usize;
     let mut guards = KVec::with_capacity(most + 1, GFP_KERNEL)?;
-    // SAFETY: Has no requirements.
+    // SAFETY: `percpu_ref_test_preempt_count()` can be called from any context.
     let before = unsafe { percpu_ref_test_preempt_count() } as usize;
 
     for _ in 0..=most {
         let Some(guard) = PreemptGuard::try_new() else {
             break;
         };
-        // There is room for it.
+        // The vector has the capacity, so this does not allocate.
         guards.push(guard, GFP_ATOMIC)?;
     }
     let depth = guards.len();
@@ -639,13 +656,13 @@ pub(super) fn preempt_guards_have_a_bound() -> Result<Outcome> {
         return Ok(Skipped("this kernel does not count"));
     }
     check!(!early);
-    // Half of what `PREEMPT_MASK` holds.
+    // `PREEMPT_MASK` has 8 bits, and 128 is half of what they can count.
     check!(most < 128);
     check!(depth == most - before);
     Ok(Passed)
 }
 
-/// Each CPU changes its own integer and no other.
+/// Checks that each CPU changes only its own integer.
 pub(super) fn percpu_local_on_each_cpu() -> Result<Outcome> {
     let local = Arc::new(PerCpu::<Local<u64>>::zeroed(GFP_KERNEL)?, GFP_KERNEL)?;
     let mut sum = 0;
@@ -665,7 +682,7 @@ pub(super) fn percpu_local_on_each_cpu() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Values that are no integers: each CPU has the one made for it, and any CPU can see it.
+/// Checks that each CPU has the value that was made for it, and that all CPUs can read it.
 pub(super) fn percpu_values() -> Result<Outcome> {
     let values = PerCpu::new(|cpu| (cpu.as_u32(), Atomic::new(0i32)), GFP_KERNEL)?;
     let values = Arc::new(values, GFP_KERNEL)?;
@@ -686,7 +703,7 @@ pub(super) fn percpu_values() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Counts itself, for the cases about per-CPU values that are dropped.
+/// A value that counts how many of its kind exist, for the cases about the drop of per-CPU values.
 struct Tally(Arc<Atomic<i32>>);
 
 impl Tally {
@@ -706,13 +723,13 @@ pub(super) fn percpu_init_rolls_back() -> Result<Outcome> {
     let tally = Arc::new(Atomic::new(0), GFP_KERNEL)?;
     let cpus = possible_cpus().count() as i32;
 
-    // All succeed: one value for each CPU, dropped with the whole.
+    // All initialisers succeed. There is one value for each CPU, and all are dropped together.
     let values = PerCpu::new(|_| Tally::new(&tally), GFP_KERNEL)?;
     check!(tally.load(Relaxed) == cpus);
     drop(values);
     check!(tally.load(Relaxed) == 0);
 
-    // The last one fails: the others are dropped, and the error is passed on.
+    // The last initialiser fails. The other values are dropped, and the error is returned.
     let mut made = 0;
     let values = PerCpu::<Tally>::new(
         |_| {
@@ -730,7 +747,9 @@ pub(super) fn percpu_init_rolls_back() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Allocations that may not block soon find no memory: few pages are kept for them.
+/// Checks that an allocation that must not block fails with `ENOMEM` when memory is exhausted.
+///
+/// This happens soon, because the kernel keeps few pages of per-CPU memory in reserve.
 pub(super) fn percpu_no_memory() -> Result<Outcome> {
     let mut taken = KVec::with_capacity(256, GFP_KERNEL)?;
     let mut error = None;
@@ -744,7 +763,7 @@ pub(super) fn percpu_no_memory() -> Result<Outcome> {
     }
     check!(error == Some(ENOMEM));
     drop(taken);
-    // It was not for good.
+    // Memory can be allocated again.
     PerCpu::<Local<u32>>::zeroed(GFP_KERNEL)?;
     Ok(Passed)
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Objects that RCU readers find: boxes that are dropped after a grace period, and the places where
-//! they are published.
+//! Cases about boxes that are dropped after a grace period, and the cells they are published in.
 
 use super::*;
 use core::ptr;
@@ -20,7 +19,7 @@ use kernel::{
     },
 };
 
-/// Two words that belong together, until the pair is dropped.
+/// Two words that match until the pair is dropped.
 struct Pair {
     value: Atomic<u32>,
     check: Atomic<u32>,
@@ -52,7 +51,7 @@ impl Drop for Pair {
     }
 }
 
-/// The same words in a type that needs no drop.
+/// Two words that match, in a type that needs no drop.
 struct Plain {
     value: u32,
     check: u32,
@@ -75,12 +74,13 @@ fn events() -> Result<Arc<Events>> {
     Ok(Arc::new(Events::default(), GFP_KERNEL)?)
 }
 
-/// A thread has found the object of a box, another thread drops the box, and the object is dropped
-/// when the first thread is done with it.
+/// Drops a box while another thread reads its object in a read-side critical section.
+///
+/// The object must not be dropped before the section ends.
 pub(super) fn rcu_box_waits_for_readers() -> Result<Outcome> {
     struct Shared {
         place: RcuCell<Pair>,
-        /// 1: the box has been dropped, 2: the reader is about to leave its critical section.
+        /// 1: the box was dropped. 2: the reader is about to leave its critical section.
         step: Atomic<u32>,
         seen: Counter,
         wrong: Counter,
@@ -121,20 +121,21 @@ pub(super) fn rcu_box_waits_for_readers() -> Result<Outcome> {
             }
             reader.step.store(2, Release);
         })?;
-        // Ends the thread, also if this fails. Dropped before it, since dropping a thread waits.
+        // Makes the thread end, even if this case fails. Dropped before the thread, because the
+        // drop of a thread waits for it.
         let step = ScopeGuard::new(|| {
             let _ = shared.step.cmpxchg(0, 1, Release);
         });
 
         let owner = shared.clone();
         on_cpu(here, move || {
-            // The reader does not wait for anything before it has published the box.
+            // The reader publishes the box without waiting, so this loop ends.
             while owner.place.take().map(drop).is_none() {
                 kernel::processor::cpu_relax();
             }
             owner.step.store(1, Release);
         })?;
-        // A callback that does not hurry may take ten seconds by itself.
+        // A lazy callback may otherwise be delayed for ten seconds.
         rcu::rcu_barrier();
         check!(shared.step.load(Acquire) == 2);
         drop(step);
@@ -145,8 +146,9 @@ pub(super) fn rcu_box_waits_for_readers() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Memory of an object that needs no drop is not used for another object in the critical section
-/// in which its box is dropped. The same holds for one that needs to be dropped.
+/// Checks that memory is not reused in the critical section in which its box is dropped.
+///
+/// Checks this for objects that need to be dropped, and for objects that need no drop.
 pub(super) fn rcu_box_frees_later() -> Result<Outcome> {
     fn frees_later<T: Send + Sync + 'static>(make: impl Fn() -> T) -> Result {
         let mut new = KVec::with_capacity(50, GFP_KERNEL)?;
@@ -155,7 +157,7 @@ pub(super) fn rcu_box_frees_later() -> Result<Outcome> {
             let section = read_lock();
             let seen = old.with_rcu(&section);
             drop(old);
-            // A slab gives out first what came back last.
+            // A slab allocates the memory first that was freed last.
             while new.len() < 50 {
                 new.push(RcuBox::<T>::new(make(), GFP_ATOMIC)?, GFP_ATOMIC)?;
             }
@@ -174,9 +176,11 @@ pub(super) fn rcu_box_frees_later() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Boxes with each allocator, small and large, of objects that need to be dropped and that do not.
+/// Makes small and large boxes with each allocator.
+///
+/// The objects are of a type that needs to be dropped, and of a type that needs no drop.
 pub(super) fn rcu_box_of_each_allocator() -> Result<Outcome> {
-    /// Larger than what `kmalloc()` has a slab for.
+    /// An object that is too large for the slabs of `kmalloc()`.
     struct Large<T> {
         object: T,
         _rest: MaybeUninit<[u8; 3 * PAGE_SIZE]>,
@@ -233,9 +237,9 @@ pub(super) fn rcu_box_of_each_allocator() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// An object that cannot be made: the error is passed on, and the parts of it are dropped at once.
+/// Checks that `new()` returns the error of an initialiser, and drops what was initialised.
 pub(super) fn rcu_box_init_fails() -> Result<Outcome> {
-    /// Fails after its first part.
+    /// An object whose initialiser fails after its first field.
     #[pin_data]
     struct Broken {
         pair: Pair,
@@ -261,7 +265,7 @@ pub(super) fn rcu_box_init_fails() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// What a place gives out is what was put in, and what is left in a place is dropped with it.
+/// Checks that a cell returns the box that was put into it, and drops the box that it contains.
 pub(super) fn rcu_cell_owns() -> Result<Outcome> {
     static PLACE: RcuCell<Pair> = RcuCell::empty();
 
@@ -271,7 +275,7 @@ pub(super) fn rcu_cell_owns() -> Result<Outcome> {
         found.is_some_and(|pair| pair.is_alive() && pair.value.load(Relaxed) == value)
     };
 
-    // If this case failed before.
+    // An earlier run of this case may have failed and left a box.
     drop(PLACE.take());
     check!(PLACE.take().is_none() && PLACE.load(&read_lock()).is_none());
     check!(PLACE.replace(Some(new(1)?)).is_none());
@@ -279,7 +283,7 @@ pub(super) fn rcu_cell_owns() -> Result<Outcome> {
     let old = PLACE.replace(Some(new(2)?));
     check!(is(old.as_deref(), 1));
     check!(is(PLACE.load(&read_lock()), 2));
-    // What was taken out can be put somewhere else.
+    // A box that was taken out can be put into another cell.
     let place = RcuCell::from(old.ok_or(EIO)?);
     check!(is(place.load(&read_lock()), 1));
     check!(is(PLACE.take().as_deref(), 2));
@@ -307,8 +311,10 @@ pub(super) fn rcu_cell_owns() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Readers on each CPU look at objects that are replaced all the time. They find something at every
-/// moment but those in which the place is empty, and it stays as it is until they leave.
+/// Reads objects on each CPU while they are replaced.
+///
+/// A reader finds an object whenever the cell is not empty, and the object is not dropped before
+/// the reader leaves its critical section.
 pub(super) fn rcu_cell_readers_race() -> Result<Outcome> {
     struct Shared {
         pair: RcuCell<Pair>,
@@ -335,7 +341,8 @@ pub(super) fn rcu_cell_readers_race() -> Result<Outcome> {
     )?;
 
     let mut readers = KVec::new();
-    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    // Makes the threads end, even if this case fails. Dropped before the threads, because the drop
+    // of a thread waits for it.
     let end = ScopeGuard::new(|| shared.stop.store(1, Release));
     for cpu in online_cpus() {
         let shared = shared.clone();
@@ -347,7 +354,7 @@ pub(super) fn rcu_cell_readers_race() -> Result<Outcome> {
                     let section = read_lock();
                     let pair = shared.pair.load(&section);
                     let plain = shared.plain.load(&section);
-                    // Long enough for the writers to come in between.
+                    // In this time, the writer may replace the objects.
                     for _ in 0..turn % 50 {
                         kernel::processor::cpu_relax();
                     }
@@ -370,7 +377,7 @@ pub(super) fn rcu_cell_readers_race() -> Result<Outcome> {
 
     let mut made = 1;
     for number in 0..times(1000) as u32 {
-        // Once in a while the place is empty for a moment.
+        // In each eighth turn, the cell is empty for a short time.
         if number % 8 == 0 {
             drop(shared.pair.take());
             fsleep(Delta::from_micros(100));

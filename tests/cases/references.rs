@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases about the ways to get, keep and pass on references.
+//! Cases about the ways to get, hold and pass on references.
 
 use super::*;
 
@@ -18,7 +18,9 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-/// Ends `thing`, to which there are no references but `left` in `batch`: it is released with them.
+/// Kills `thing`, and checks that it is released with the last of the `left` references in `batch`.
+///
+/// There must be no other references.
 fn check_ended_by(
     thing: PercpuRef<Thing>,
     events: &Events,
@@ -34,7 +36,7 @@ fn check_ended_by(
     check!(batch.value().is_some_and(Thing::is_alive));
 
     let last = batch.take().ok_or(EIO)?;
-    // Reaches zero if one was counted too little.
+    // If a reference were not counted, this would reach zero.
     drop(batch);
     check!(events.released.get() == 0);
     drop(last);
@@ -43,7 +45,7 @@ fn check_ended_by(
     check_end(events, 1, 1)
 }
 
-/// Batches of all sizes: those that the CPUs count, and those that are too large for that.
+/// Uses batches of different sizes, some of which are too large for the per-CPU counters.
 pub(super) fn batches() -> Result<Outcome> {
     for n in [
         1,
@@ -58,7 +60,7 @@ pub(super) fn batches() -> Result<Outcome> {
         let (thing, events) = Thing::shared()?;
         let mut batch = thing.try_get_many(n).ok_or(EIO)?;
 
-        // A batch from a single reference, and from clones of it.
+        // A batch from a single reference.
         let single = thing.try_get().ok_or(EIO)?;
         check!(batch.merge(single.get_many(n)).is_ok());
         check!(batch.put_back(single).is_ok());
@@ -67,7 +69,7 @@ pub(super) fn batches() -> Result<Outcome> {
         let mut half = batch.split(n).ok_or(EIO)?;
         check!(half.len() == n && batch.len() == n + 1);
         check!(half.split(n + 1).is_none());
-        // Put on another CPU than they were got on.
+        // Some references are put on another CPU than they were got on.
         let cpu = online_cpus().last().ok_or(EIO)?;
         on_cpu(cpu, move || drop(half))?;
 
@@ -83,14 +85,14 @@ pub(super) fn batches() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// What is not counted anew when batches are divided and put together, and what is refused.
+/// Merges batches, and checks that a batch refuses references to another object.
 pub(super) fn batches_keep_apart() -> Result<Outcome> {
     let (one, one_events) = Thing::shared()?;
     let (other, other_events) = Thing::shared()?;
     let mut ones = one.try_get_many(10).ok_or(EIO)?;
     let others = other.try_get_many(5).ok_or(EIO)?;
 
-    // References to different objects do not mix.
+    // A batch contains references to one object only.
     let others = ones.merge(others).err().ok_or(EIO)?;
     let guard = ones
         .put_back(other.try_get().ok_or(EIO)?)
@@ -99,7 +101,7 @@ pub(super) fn batches_keep_apart() -> Result<Outcome> {
     drop(guard);
     check!(ones.len() == 10 && others.len() == 5);
 
-    // Empty ones hold nothing, and can be filled again.
+    // An empty batch holds no references, and can be filled again.
     let mut empty = one.try_get_many(0).ok_or(EIO)?;
     check!(empty.is_empty() && empty.take().is_none() && empty.value().is_none());
     check!(empty.merge(ones).is_ok());
@@ -116,8 +118,9 @@ pub(super) fn batches_keep_apart() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// An empty batch takes references to any object, also to one at the address of an object that is
-/// gone.
+/// Checks that an empty batch takes references to any object.
+///
+/// One of the objects is at the address of an object that was freed.
 pub(super) fn empty_batch_forgets_its_object() -> Result<Outcome> {
     let (first, first_events) = Thing::shared()?;
     let (second, second_events) = Thing::shared()?;
@@ -132,12 +135,13 @@ pub(super) fn empty_batch_forgets_its_object() -> Result<Outcome> {
     check!(empty.put_back(first.try_get().ok_or(EIO)?).is_err());
     drop(empty.split(2));
 
-    // The object that the batch had references to is gone.
+    // Frees the object that the batch had references to.
     drop(second);
     wait_for(|| second_events.dropped.get() == 1)?;
     rcu::rcu_barrier();
     for _ in 0..50 {
-        // A slab gives out first what came back last, so some of these are at its address.
+        // A slab allocates the memory first that was freed last, so some of these objects are at
+        // the address of the freed object.
         let (new, _) = Thing::shared()?;
         check!(empty.put_back(new.try_get().ok_or(EIO)?).is_ok());
         check!(empty.value().is_some_and(Thing::is_alive));
@@ -169,8 +173,9 @@ fn check_ended_by_two(
     check_events(other_events, 1, 1)
 }
 
-/// `try_get_live` fails from the kill on, `try_get` from the last put on, and with that `is_zero`
-/// turns true.
+/// Checks that `try_get_live()` fails after the kill, and `try_get()` after the last put.
+///
+/// `is_zero()` returns `true` after the last put.
 pub(super) fn try_get_live_until_killed() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     check!(thing.try_get_live().is_some());
@@ -178,7 +183,7 @@ pub(super) fn try_get_live_until_killed() -> Result<Outcome> {
     check!(!thing.is_zero() && !thing.is_dying());
 
     let guard = {
-        // As long as this CPU is in the region, there is no confirmation.
+        // The confirmation waits for this region.
         let _region = PreemptGuard::new();
         check!(kill_checked(&thing));
         check!(thing.is_dying() && !thing.is_zero());
@@ -198,7 +203,7 @@ pub(super) fn try_get_live_until_killed() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// `kill_and_wait` comes back after the release of the last reference, and not before.
+/// Checks that `kill_and_wait()` returns after the last reference was put, and not before.
 pub(super) fn kill_and_wait() -> Result<Outcome> {
     for killed_before in [false, true] {
         let (thing, events) = Thing::shared()?;
@@ -223,11 +228,12 @@ pub(super) fn kill_and_wait() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Sleeps at its end, which the debugging options of a kernel complain about elsewhere than in
-/// process context.
+/// An object whose release and drop sleep.
+///
+/// Debugging options of the kernel report a sleep outside of process context.
 struct Sleeper {
     thing: Thing,
-    /// The task that its end came in.
+    /// The task that the release ran in.
     ended_by: Arc<Atomic<i32>>,
 }
 
@@ -247,8 +253,7 @@ impl Drop for Sleeper {
     }
 }
 
-/// The release of a type that may sleep runs in a task of its own, wherever the last reference is
-/// put.
+/// Checks that a release that may sleep runs in another task than the one that puts the reference.
 pub(super) fn release_may_sleep() -> Result<Outcome> {
     for from_callback in [false, true] {
         let (thing, events) = Thing::new()?;
@@ -275,7 +280,7 @@ pub(super) fn release_may_sleep() -> Result<Outcome> {
         check_end(&events, 0, 1)?;
     }
 
-    // Dropped by its owner while the release is on its way.
+    // The owner drops the object while its release is queued.
     let (thing, events) = Thing::new()?;
     let ended_by = Arc::new(Atomic::new(0), GFP_KERNEL)?;
     let sleeper = UniquePercpuRef::new(Sleeper { thing, ended_by }, GFP_KERNEL)?;
@@ -285,7 +290,7 @@ pub(super) fn release_may_sleep() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Through a C pointer and back, owned and on loan.
+/// Passes references through C pointers and back, owned and borrowed.
 pub(super) fn foreign_ownable() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let guard = thing.try_get().ok_or(EIO)?;
@@ -294,20 +299,22 @@ pub(super) fn foreign_ownable() -> Result<Outcome> {
     let user = guard.into_foreign();
     check!(!owner.is_null() && owner.align_offset(PercpuRef::<Thing>::FOREIGN_ALIGN) == 0);
     {
-        // SAFETY: `owner` came from `into_foreign()` and is not taken up while this is there.
+        // SAFETY: `owner` came from `into_foreign()`. `from_foreign()` is called after this borrow
+        // has ended.
         let owner = unsafe { PercpuRef::<Thing>::borrow(owner) };
         check!(owner.try_get().is_some_and(|guard| guard.is_alive()));
-        // SAFETY: As for `owner`.
+        // SAFETY: `user` came from `into_foreign()`. `from_foreign()` is called after this borrow
+        // has ended.
         let user = unsafe { PercpuRefGuard::<Thing>::borrow(user) };
         check!(user.clone().is_alive());
     }
 
-    // SAFETY: It came from `into_foreign()`, and is taken up once.
+    // SAFETY: `owner` came from `into_foreign()`, and is not used after this.
     let thing = unsafe { PercpuRef::<Thing>::from_foreign(owner) };
     check!(kill_checked(&thing));
     rcu::rcu_barrier();
     check!(events.released.get() == 0);
-    // SAFETY: As above.
+    // SAFETY: `user` came from `into_foreign()`, and is not used after this.
     drop(unsafe { PercpuRefGuard::<Thing>::from_foreign(user) });
     check!(events.released.get() == 1);
     drop(thing);
@@ -315,8 +322,9 @@ pub(super) fn foreign_ownable() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Readers look up an object that is replaced all the time. What they find is alive, and they find
-/// something at every moment.
+/// Looks up an object on each CPU while it is replaced.
+///
+/// Each object that a reader gets a reference to is alive.
 pub(super) fn rcu_lookup() -> Result<Outcome> {
     struct Shared {
         place: RcuPercpuRef<Thing>,
@@ -339,7 +347,8 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
     )?;
 
     let mut readers = KVec::new();
-    // Ends the threads, also if this fails. Dropped before them, since dropping a thread waits.
+    // Makes the threads end, even if this case fails. Dropped before the threads, because the drop
+    // of a thread waits for it.
     let end = ScopeGuard::new(|| shared.stop.store(1, Release));
     for cpu in online_cpus() {
         let shared = shared.clone();
@@ -371,7 +380,7 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
         all.push(events, GFP_KERNEL)?;
         let old = shared.place.replace(Some(new)).ok_or(EIO)?;
         match number % 3 {
-            // The owner goes on with the old one, and ends it later.
+            // The owner keeps the old object for a time, and then ends it.
             0 => {
                 old.kill_and_wait();
             }
@@ -379,7 +388,7 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
             _ => fsleep(Delta::from_micros(300)),
         }
     }
-    // The last one is killed where it is, and readers go on to find it dead.
+    // The last object is killed and put back, so readers find a dying object.
     let last = shared.place.replace(None).ok_or(EIO)?;
     last.kill();
     shared.place.replace(Some(last));
@@ -399,7 +408,7 @@ pub(super) fn rcu_lookup() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Memory that a reader may have come upon is not used for something else before he is done.
+/// Checks that memory is not reused in a critical section in which a reader may have found it.
 pub(super) fn memory_outlives_section() -> Result<Outcome> {
     let (thing, events) = Thing::new()?;
     let unique = UniquePercpuRef::new(thing, GFP_KERNEL)?;
@@ -407,7 +416,7 @@ pub(super) fn memory_outlives_section() -> Result<Outcome> {
     let place = RcuPercpuRef::from(PercpuRef::from(unique));
     let old = place.replace(None).ok_or(EIO)?;
     old.kill_and_wait();
-    // All callbacks are done, so that nothing but the section keeps the memory.
+    // All callbacks have run, so that only the section below keeps the memory.
     rcu::rcu_barrier();
     place.replace(Some(old));
 
@@ -416,7 +425,7 @@ pub(super) fn memory_outlives_section() -> Result<Outcome> {
         let _section = read_lock();
         check!(place.try_get().is_none());
         drop(place.replace(None));
-        // A slab gives out first what came back last.
+        // A slab allocates the memory first that was freed last.
         while new.len() < new.capacity() {
             let thing = Thing::with(&events);
             new.push(UniquePercpuRef::new(thing, GFP_ATOMIC)?, GFP_ATOMIC)?;
@@ -428,7 +437,7 @@ pub(super) fn memory_outlives_section() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// How many references an object can have. Zero if no `usize` is as large.
+/// The largest number of references to an object, or zero if it does not fit into a `usize`.
 const LIMIT: usize = if usize::BITS < 64 {
     0
 } else {
@@ -436,7 +445,7 @@ const LIMIT: usize = if usize::BITS < 64 {
 };
 const BEYOND_LIMIT: Outcome = Skipped("the limit does not fit into a usize");
 
-/// Gets more references than the limit: the object is leaked.
+/// Gets more references than the limit, and checks that the object is leaked.
 pub(super) fn overflow_leaks() -> Result<Outcome> {
     const MANY: usize = LIMIT / 2;
 
@@ -452,11 +461,11 @@ pub(super) fn overflow_leaks() -> Result<Outcome> {
         let guard = thing.try_get().ok_or(EIO)?;
         let one = guard.get_many(MANY);
         let two = guard.get_many(MANY - 64);
-        // Operations that can fail do so, and change nothing.
+        // Operations that can fail do fail, and change nothing.
         check!(thing.try_get_many(MANY).is_none());
         check!(thing.try_get_many(usize::MAX).is_none());
         check!(thing.try_get().is_some());
-        // An operation that cannot fail goes beyond the limit.
+        // An operation that cannot fail exceeds the limit.
         let three = guard.get_many(MANY);
 
         check!(thing.kill());
@@ -472,8 +481,10 @@ pub(super) fn overflow_leaks() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A reference is resurrected with as many references left as there may be: one more would be too
-/// many, so the object leaks, and with one less it lives and ends.
+/// Resurrects a reference with one reference less than the limit, and with the limit.
+///
+/// The resurrection adds the initial reference. So in the second case the object is leaked. In the
+/// first case it lives and ends as usual.
 pub(super) fn resurrect_at_the_limit() -> Result<Outcome> {
     if LIMIT == 0 {
         return Ok(BEYOND_LIMIT);
@@ -500,8 +511,10 @@ pub(super) fn resurrect_at_the_limit() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// What lockdep must not complain of: sections in one another, a wait for another object of
-/// the type in a section, and a guard that travels after one.
+/// Uses lockdep sections in ways that lockdep must not report.
+///
+/// These are nested sections, a wait in a section for another object of the type, and a guard that
+/// is passed to another thread after its section.
 pub(super) fn sections_stay_with_the_task() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let guard = thing.try_get().ok_or(EIO)?;
@@ -529,12 +542,13 @@ pub(super) fn sections_stay_with_the_task() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// More references are put than were got, which takes `unsafe`: the kill finds out and leaks.
+/// Puts more references than were got, which needs `unsafe`, and checks that the kill leaks.
 pub(super) fn underflow_leaks() -> Result<Outcome> {
     let (thing, events) = Thing::shared()?;
     let guard = ManuallyDrop::new(thing.try_get().ok_or(EIO)?);
     for _ in 0..3 {
-        // SAFETY: None. The second one is one too many.
+        // SAFETY: This is not safe: from the second turn on, no reference is left to be put. The
+        // case provokes the warning about this.
         drop(ManuallyDrop::into_inner(unsafe { ptr::read(&guard) }));
     }
     check!(kill_checked(&thing));

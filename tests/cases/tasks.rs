@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases about objects whose end waits for RCU Tasks.
+//! Cases about objects whose kill waits for RCU Tasks, and the windows in which threads are held.
 
 use super::*;
 
@@ -40,47 +40,51 @@ pub(super) enum Place {
     Decrement,
 }
 
-/// A probe on a function of this file.
+/// A probe that holds a thread or an RCU callback at an instruction.
 ///
 /// # Invariants
 ///
-/// The module `rust_percpu_ref_faults` stays in place, and the probe is set.
+/// The module `rust_percpu_ref_faults` stays loaded, and the probe is set.
 pub(super) struct Window(&'static Hold);
 
 pub(super) const NO_WINDOW: Result<Outcome> =
     Ok(Skipped("needs rust_percpu_ref_faults.ko, on x86-64"));
 
 impl Window {
-    /// Holds the first one that comes to `place` in `function`. Returns `None` if that is not
-    /// possible on this kernel.
+    /// Holds the first thread or interrupt that reaches `place` in `function`.
+    ///
+    /// Returns `None` if this is not possible on this kernel.
     pub(super) fn open(function: *const c_void, place: Place) -> Result<Option<Self>> {
         // SAFETY: `function` is the address of a function of this module.
         Self::open_by(|hold| unsafe { (hold.open)(function, place) })
     }
 
-    /// Holds one of the calls of a function of the kernel's. Returns `None` if that is not possible
-    /// on this kernel.
+    /// Holds one of the calls of a function of the kernel.
+    ///
+    /// Returns `None` if this is not possible on this kernel.
     pub(super) fn open_call(calls: &Calls) -> Result<Option<Self>> {
-        // SAFETY: `calls` has the name of a function, which ends with a null.
+        // SAFETY: `calls` has the name of a function, which is null-terminated.
         Self::open_by(|hold| unsafe { (hold.open_call)(calls) })
     }
 
     fn open_by(open: impl FnOnce(&Hold) -> c_int) -> Result<Option<Self>> {
-        // SAFETY: We are in process context.
+        // SAFETY: `percpu_ref_test_get_window()` can be called from process context.
         let Some(hold) = (unsafe { percpu_ref_test_get_window() }) else {
             return Ok(None);
         };
         match open(hold) {
-            // INVARIANT: As just done.
+            // INVARIANT: `open` has set the probe, and the reference to `percpu_ref_test_window`
+            // keeps the module loaded.
             0 => Ok(Some(Self(hold))),
             error => {
-                // SAFETY: The reference was just got.
+                // SAFETY: `percpu_ref_test_get_window()` has got a reference, which is not used
+                // after this.
                 unsafe { percpu_ref_test_put_window() };
                 match Error::from_errno(error) {
                     EOPNOTSUPP => Ok(None),
-                    // A checked load of the word does not look like one.
+                    // With KASAN, the load of the word is not an instruction that the module finds.
                     ENOENT if cfg!(CONFIG_KASAN) => Ok(None),
-                    // The atomic operations are no functions.
+                    // With this option, the atomic operations are not functions.
                     ENOENT if cfg!(CONFIG_RUST_INLINE_HELPERS) => Ok(None),
                     error => Err(error),
                 }
@@ -89,16 +93,17 @@ impl Window {
     }
 
     pub(super) fn is_held(&self) -> bool {
-        // SAFETY: By the type invariant, the module is there.
+        // SAFETY: By the type invariant, the module is loaded.
         unsafe { (self.0.is_held)() }
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, the module is there, and the probe is set.
+        // SAFETY: By the type invariant, the module is loaded, and the probe is set.
         unsafe { (self.0.close)() };
-        // SAFETY: By the type invariant. It is not used after this.
+        // SAFETY: `open_by()` has got a reference to `percpu_ref_test_window`, which is not used
+        // after this.
         unsafe { percpu_ref_test_put_window() };
     }
 }
@@ -128,14 +133,14 @@ fn shared() -> Result<(PercpuRef<TasksThing>, Arc<Events>)> {
     Ok((thing.into(), events))
 }
 
-/// They are used in each way, and end in each way.
+/// Uses and ends objects with `RCU_TASKS` in different ways.
 pub(super) fn tasks_objects_live_and_end() -> Result<Outcome> {
-    // Taken back.
+    // Cancelled.
     let (thing, events) = Thing::new()?;
     UniquePercpuRef::new(TasksThing(thing), GFP_KERNEL)?.cancel_init();
     check_events(&events, 0, 0)?;
 
-    // Got here and put there, one by one and many at once.
+    // References are got on one CPU and put on another, and in interrupts, singly and in batches.
     let (thing, events) = shared()?;
     let place = RcuPercpuRef::from(thing);
     let thing = place.try_get_live().ok_or(EIO)?;
@@ -152,7 +157,7 @@ pub(super) fn tasks_objects_live_and_end() -> Result<Outcome> {
         check!(in_timer(false, move || drop(guard)).is_some());
     }
 
-    // Killed while there are references, and not at an end before the last one is put.
+    // Killed while there is a reference, and released when that is put.
     let owner = place.replace(None).ok_or(EIO)?;
     check!(kill_checked(&owner) && owner.is_dying());
     wait_for(|| events.confirmed.get() == 1)?;
@@ -163,7 +168,7 @@ pub(super) fn tasks_objects_live_and_end() -> Result<Outcome> {
     drop(thing);
     check_end(&events, 1, 1)?;
 
-    // Killed without any.
+    // Killed without references.
     let (thing, events) = shared()?;
     thing.kill_and_wait();
     drop(thing);
@@ -171,7 +176,7 @@ pub(super) fn tasks_objects_live_and_end() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A callback whose box was passed to RCU Tasks runs once, after RCU as well.
+/// Checks that a callback that was passed to RCU Tasks runs once, after a grace period of RCU.
 pub(super) fn tasks_callback_waits_for_both() -> Result<Outcome> {
     let (callback, ran) = Callback::new(0)?;
     {
@@ -184,10 +189,12 @@ pub(super) fn tasks_callback_waits_for_both() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// Kills an object while `user` is held in `function`, between reading the word and counting, and
-/// lets RCU go on. The object must not end before `user` has counted.
+/// Kills an object while `user` is held in `function`, between reading the word and counting.
 ///
-/// Must run on another CPU than the one that an interrupt is held on.
+/// The object must not be confirmed before `user` has counted, even after grace periods of RCU.
+///
+/// Must be called on another CPU than the second of [`two_cpus`], which `user` runs on, because
+/// `user` may be held in an interrupt.
 ///
 /// Returns `false` if nothing can be held on this kernel.
 fn end_waits(
@@ -205,10 +212,10 @@ fn end_waits(
     wait_for(|| window.is_held())?;
     kill()?;
     if is_task {
-        // By this the task is preempted, and RCU sees that.
+        // The new thread preempts the task that is held, so RCU does not wait for it.
         on_cpu(there, || ())?;
         for _ in 0..3 {
-            // SAFETY: We are in process context.
+            // SAFETY: `synchronize_rcu()` can be called from process context.
             unsafe { bindings::synchronize_rcu() };
         }
     }
@@ -220,7 +227,7 @@ fn end_waits(
     Ok(true)
 }
 
-/// Holds a get, a put and a lookup, which are done by `run`.
+/// Holds a get, a put and a lookup, each of which is called by `run`.
 fn each_end_waits(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Result<Outcome> {
     if !cfg!(CONFIG_TASKS_RCU) {
         return Ok(Skipped("this kernel has no RCU Tasks"));
@@ -276,12 +283,12 @@ fn each_end_waits_here(run: fn(&mut (dyn FnMut() + Send)), is_task: bool) -> Res
     Ok(Passed)
 }
 
-/// A task is held where it can be preempted, and another task runs on its CPU.
+/// Holds a task that can be preempted, while another task runs on its CPU.
 pub(super) fn tasks_end_waits_for_preempted() -> Result<Outcome> {
     each_end_waits(|user| user(), true)
 }
 
-/// Interrupts are held, most of which have interrupted an idle task.
+/// Holds interrupts, most of which have interrupted an idle task.
 pub(super) fn tasks_end_waits_for_interrupts() -> Result<Outcome> {
     for in_interrupt in [
         (|user| in_timer(true, user).unwrap_or(())) as fn(&mut (dyn FnMut() + Send)),
@@ -295,8 +302,10 @@ pub(super) fn tasks_end_waits_for_interrupts() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// A lookup has found an object and is held before it reads the word. Meanwhile, the object, which
-/// was killed before, is taken out, and its last reference is put. Its memory must stay.
+/// Holds a lookup that has found an object, before it reads the word.
+///
+/// The object was killed before. While the lookup is held, the object is taken out of its place,
+/// and its last reference is put. Its memory must not be freed.
 pub(super) fn tasks_memory_outlives_lookup() -> Result<Outcome> {
     let Some((_, there)) = two_cpus().filter(|_| cfg!(CONFIG_TASKS_RCU)) else {
         return Ok(Skipped("there is one CPU, or no RCU Tasks"));
@@ -327,7 +336,7 @@ pub(super) fn tasks_memory_outlives_lookup() -> Result<Outcome> {
     on_cpu(there, || ())?;
     rcu::rcu_barrier();
     rcu::rcu_barrier();
-    // A slab gives out first what came back last.
+    // A slab allocates the memory first that was freed last.
     let mut others = KVec::new();
     for _ in 0..200 {
         let (thing, _) = Thing::new()?;
@@ -344,7 +353,7 @@ pub(super) fn tasks_memory_outlives_lookup() -> Result<Outcome> {
     Ok(Passed)
 }
 
-/// As `stress`.
+/// Runs [`stress`] with objects with `RCU_TASKS`.
 pub(super) fn tasks_stress() -> Result<Outcome> {
     stress_for::<TasksThing>(times(60), Delta::ZERO)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The this_cpu operations as C has them, for the Rust ones to be compared with.
+ * The this_cpu operations of C, which the tests compare with those of Rust.
  */
 
 #include <linux/cpumask.h>
@@ -65,7 +65,7 @@ THIS_CPU(16)
 THIS_CPU(32)
 THIS_CPU(64)
 
-/* Rust adds to this one, too. */
+/* The Rust code adds to this variable, too. */
 DECLARE_PER_CPU(u64, percpu_ref_test_counter);
 DEFINE_PER_CPU(u64, percpu_ref_test_counter);
 
@@ -84,7 +84,7 @@ u64 percpu_ref_test_sum_counter(void)
 	return sum;
 }
 
-/* Does operation @op, of those above, on this CPU's variable of @bits. */
+/* Does the operation with the number @op on this CPU's variable of @bits bits. */
 u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)
 {
 	switch (bits) {
@@ -99,7 +99,7 @@ u64 percpu_ref_test_this_cpu(unsigned int bits, unsigned int op, u64 a, u64 b)
 	}
 }
 
-/* Runs @func on all CPUs, in an interrupt on all but this one. */
+/* Runs @func on all CPUs, in an interrupt on all but this CPU. */
 void percpu_ref_test_on_each_cpu(smp_call_func_t func, void *arg)
 {
 	on_each_cpu(func, arg, 1);
@@ -110,7 +110,7 @@ bool percpu_ref_test_cpu_online(unsigned int cpu)
 	return cpu_online(cpu);
 }
 
-/* Runs @func on this CPU with interrupts disabled, as if in one. */
+/* Runs @func on this CPU with interrupts disabled, as in an interrupt. */
 void percpu_ref_test_on_this_cpu(smp_call_func_t func, void *arg)
 {
 	unsigned long flags;
@@ -125,7 +125,7 @@ unsigned int percpu_ref_test_preempt_count(void)
 	return preempt_count();
 }
 
-/* As if another task were due to run now. */
+/* Makes the kernel reschedule this CPU as soon as preemption is enabled. */
 void percpu_ref_test_set_need_resched(void)
 {
 	unsigned long flags;
@@ -140,7 +140,7 @@ bool percpu_ref_test_need_resched(void)
 	return tif_need_resched();
 }
 
-/* Whether C lets the other one run when preemption is enabled again. */
+/* Returns whether the kernel reschedules when C enables preemption. */
 bool percpu_ref_test_c_reschedules(void)
 {
 	preempt_disable();

@@ -2,9 +2,10 @@
 
 //! Cases that hold a thread or an RCU callback between two steps of the library.
 //!
-//! Most of them hold it at the beginning of an atomic operation on the count, which is a function
-//! of the kernel's. While it is held, another thread does what the comments of the library say it
-//! may do. In all cases, the thread that checks runs on `here`, and what is held on `there`.
+//! Most cases hold it at the beginning of an atomic operation on the count, which is a function of
+//! the kernel. While it is held, another thread does what the comments of the library say it may
+//! do. In all cases, the thread that checks runs on the CPU `here`, and the thread that is held, or
+//! whose RCU callback is held, runs on the CPU `there`.
 
 use super::{
     tasks::{
@@ -28,14 +29,14 @@ const WORD_CMPXCHG: &CStr = c"rust_helper_atomic_ptr_try_cmpxchg";
 const WORD_XCHG: &CStr = c"rust_helper_atomic_ptr_xchg";
 const HANDOVER_XCHG: &CStr = c"rust_helper_atomic_xchg";
 
-/// More than the size of a count, which lies before the object.
+/// At least the size of a count, which is right before the object in memory.
 const COUNT_SIZE: usize = if cfg!(CONFIG_RUST_PERCPU_REF_DEBUG) {
     256
 } else {
     72
 };
 
-/// A call of an atomic operation.
+/// A call of an atomic operation that can be held.
 #[derive(Clone, Copy)]
 struct At {
     function: &'static CStr,
@@ -43,7 +44,7 @@ struct At {
     in_callback: bool,
 }
 
-/// The `nth` call of `function` by a thread.
+/// Returns the `nth` call of `function` by a thread.
 const fn in_thread(function: &'static CStr, nth: u32) -> At {
     At {
         function,
@@ -52,7 +53,7 @@ const fn in_thread(function: &'static CStr, nth: u32) -> At {
     }
 }
 
-/// The `nth` call of `function` by an RCU callback.
+/// Returns the `nth` call of `function` by an RCU callback.
 const fn in_callback(function: &'static CStr, nth: u32) -> At {
     At {
         function,
@@ -62,7 +63,10 @@ const fn in_callback(function: &'static CStr, nth: u32) -> At {
 }
 
 impl At {
-    /// Holds this call, if an argument of it is one of the `size` bytes before `end`.
+    /// Holds this call.
+    ///
+    /// Counts only calls with an argument that points to one of the `size` bytes before `end`, or
+    /// all calls if `size` is zero.
     fn before<T>(self, end: *const T, size: usize) -> Result<Option<Window>> {
         Window::open_call(&Calls {
             function: self.function.as_char_ptr(),
@@ -89,7 +93,7 @@ impl At {
     }
 }
 
-/// Takes the value, or skips the case.
+/// Returns the window, or skips the case if there is none.
 macro_rules! open {
     ($window:expr) => {
         match $window? {
@@ -99,7 +103,7 @@ macro_rules! open {
     };
 }
 
-/// Runs a case on `here`.
+/// Runs a case in a thread on `here`, or skips it if there is only one CPU.
 fn apart(case: fn(here: CpuId, there: CpuId) -> Result<Outcome>) -> Result<Outcome> {
     let Some((here, there)) = two_cpus() else {
         return Ok(Skipped("needs two CPUs"));
@@ -107,7 +111,7 @@ fn apart(case: fn(here: CpuId, there: CpuId) -> Result<Outcome>) -> Result<Outco
     on_cpu(here, move || case(here, there))?
 }
 
-/// A thread that leaves what it returns.
+/// A thread that runs a closure and stores its result.
 struct Worker<R = ()> {
     result: Arc<Mutex<Option<R>>>,
     done: Arc<Counter>,
@@ -131,8 +135,10 @@ impl<R: Send + Unpin + 'static> Worker<R> {
         })
     }
 
-    /// As `spawn()`, but runs nothing before the returned value is dropped: while a callback is
-    /// held on a CPU, what creates threads may be waiting for that CPU.
+    /// Creates a thread that begins `run` when the second returned value is dropped.
+    ///
+    /// While a callback is held on a CPU, the creation of a thread may wait for that CPU. So the
+    /// thread must be created before the callback is held.
     fn spawn_early(
         cpu: CpuId,
         run: impl FnOnce() -> R + Send + 'static,
@@ -148,7 +154,7 @@ impl<R: Send + Unpin + 'static> Worker<R> {
         Ok((worker, begin))
     }
 
-    /// Returns whether the thread is done although it should wait. Gives it time to be.
+    /// Returns whether the thread is done, after some time in which it should have waited.
     fn is_done_early(&self) -> bool {
         fsleep(Delta::from_millis(30));
         self.done.get() != 0
@@ -168,7 +174,7 @@ fn modal() -> Result<(Arc<Modal>, Arc<Events>)> {
     Ok((Arc::new(modal, GFP_KERNEL)?, events))
 }
 
-/// Runs `run` with a reference of its own, in a thread on `cpu`.
+/// Runs `run` in a thread on `cpu`, with a clone of the `Arc`.
 fn with<R: Send + Unpin + 'static>(
     modal: &Arc<Modal>,
     cpu: CpuId,
@@ -178,7 +184,7 @@ fn with<R: Send + Unpin + 'static>(
     Worker::spawn(cpu, move || run(&modal))
 }
 
-/// Checks that the reference lives and is counted right, and lets it end after `lives` others.
+/// Checks that the reference is live after `lives` other lives, and that its end is counted right.
 fn check_live(modal: Arc<Modal>, events: &Events, confirmed: u32, lives: u32) -> Result<Outcome> {
     check!(!modal.is_dying() && events.released.get() == lives);
     check!(modal.try_get_live().is_some_and(|guard| guard.is_alive()));
@@ -191,8 +197,9 @@ fn check_live(modal: Arc<Modal>, events: &Events, confirmed: u32, lives: u32) ->
 // Sections.
 //
 
-/// A get, a put and a lookup are held between reading the word and counting. The grace period of a
-/// kill must wait for them.
+/// Holds a get, a put and a lookup between reading the word and counting.
+///
+/// The grace period of a kill must wait for each of them.
 pub(super) fn get_and_put_count_in_their_section() -> Result<Outcome> {
     apart(|_, there| {
         let (thing, events) = Thing::shared()?;
@@ -251,8 +258,11 @@ fn check_section(
     user.join()
 }
 
-/// A lookup has found an object that was killed before, and is held before it reads the word, and
-/// before it looks at the atomic. Meanwhile the object ends. Its memory must stay.
+/// Holds a lookup that has found an object, before it reads the word, and before it reads the
+/// atomic.
+///
+/// The object was killed before. While the lookup is held, the last reference is put, and the
+/// object is dropped. Its memory must not be freed.
 pub(super) fn memory_outlives_lookup() -> Result<Outcome> {
     apart(|_, there| {
         for in_atomic in [false, true] {
@@ -284,7 +294,7 @@ pub(super) fn memory_outlives_lookup() -> Result<Outcome> {
             drop(guard);
             check!(events.dropped.get() == 1);
             fsleep(Delta::from_millis(100));
-            // A slab gives out first what came back last.
+            // A slab allocates the memory first that was freed last.
             let mut others = KVec::new();
             for _ in 0..200 {
                 let other = UniquePercpuRef::new(Thing::with(&events), GFP_KERNEL)?;
@@ -303,8 +313,10 @@ pub(super) fn memory_outlives_lookup() -> Result<Outcome> {
     })
 }
 
-/// The killer of an object that lives once is held before it sets `DEAD`. However many grace
-/// periods pass, references can be got until it does, and the object does not end.
+/// Holds the killer of an object that lives once, before it sets `DEAD`.
+///
+/// Until it sets `DEAD`, references can be got and the reference is not confirmed, even after a
+/// grace period.
 pub(super) fn kill_flags_before_grace_period() -> Result<Outcome> {
     apart(|_, there| {
         let (thing, events) = Thing::shared()?;
@@ -334,13 +346,14 @@ pub(super) fn kill_flags_before_grace_period() -> Result<Outcome> {
 // A kill and a switch.
 //
 
-/// The callback of a switch has seen no kill, and is held before it ends the switch. A kill comes
-/// in between, and leaves the rest to the callback.
+/// Holds the RCU callback of a switch that has seen no kill, before it ends the switch.
+///
+/// A killer comes while the callback is held, and leaves it to the callback to close the reference.
 pub(super) fn kill_meets_end_of_switch() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
         let window = open!(in_callback(WORD_CMPXCHG, 1).on(modal.value()));
-        // The callback may come before this has returned.
+        // In a thread of its own, because the callback may run before `switch_to_atomic()` returns.
         let switcher = with(&modal, there, |modal| modal.switch_to_atomic())?;
         wait_for(|| window.is_held())?;
         check!(modal.kill_and_confirm());
@@ -353,8 +366,10 @@ pub(super) fn kill_meets_end_of_switch() -> Result<Outcome> {
     })
 }
 
-/// A kill during a switch has set `DEAD`, and is held before the handover. The callback comes
-/// first, and leaves the rest to the killer.
+/// Holds a killer that has set `DEAD` during a switch, before it exchanges `handover`.
+///
+/// The RCU callback of the switch exchanges it first, and leaves it to the killer to close the
+/// reference.
 pub(super) fn switch_ends_before_killer_hands_over() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
@@ -365,7 +380,7 @@ pub(super) fn switch_ends_before_killer_hands_over() -> Result<Outcome> {
             switched.kill_and_confirm()
         })?;
         {
-            // The switch is under way until this ends.
+            // The switch waits for this section.
             let _section = PreemptGuard::new();
             let start = Instant::<Monotonic>::now();
             drop(begin);
@@ -384,10 +399,12 @@ pub(super) fn switch_ends_before_killer_hands_over() -> Result<Outcome> {
 }
 
 //
-// A kill, a revival and a freezer.
+// A killer, a reviver and a freezer.
 //
 
-/// A killer is held before it sets `DEAD`. Taking the kill back must wait, and succeed.
+/// Holds a killer before it sets `DEAD`.
+///
+/// A `resurrect()` must wait for the killer, and succeed.
 pub(super) fn revival_waits_for_killer() -> Result<Outcome> {
     apart(|here, there| {
         let (modal, events) = modal()?;
@@ -403,9 +420,10 @@ pub(super) fn revival_waits_for_killer() -> Result<Outcome> {
     })
 }
 
-/// A killer is held before it sets `DEAD`. Meanwhile a freezer ends the life, the kill is taken
-/// back, killed and taken back again. Until the killer is done, no other life may begin, since it
-/// would end that one.
+/// Holds a killer before it sets `DEAD`, while the reference is frozen and resurrected.
+///
+/// In the second variant, the reference is also killed and resurrected once more. Another life must
+/// not begin before the killer is done, because the killer would end it.
 pub(super) fn slow_killer_ends_no_later_life() -> Result<Outcome> {
     for kills_again in [false, true] {
         let run = if kills_again {
@@ -441,12 +459,13 @@ fn slow_killer(here: CpuId, there: CpuId, kills_again: bool) -> Result<Outcome> 
     check_live(modal, &events, 1, 1)
 }
 
-/// A thread that takes a kill back is held before it begins the new life, and before it clears
-/// `DEAD`. Another kill comes, and leaves the end to that thread. A wait for the release waits for
-/// it as well.
+/// Holds a reviver before it adds the bias again, and before it clears `DEAD`.
+///
+/// A killer comes while the reviver is held, and leaves the end of the new life to the reviver. The
+/// killer's `wait_released()` must wait for that end.
 pub(super) fn kill_meets_revival() -> Result<Outcome> {
     apart(|here, there| {
-        // The first call of the two changes the state.
+        // The first `STATE_CMPXCHG` changes the state, and the second adds the bias to the atomic.
         for at in [in_thread(STATE_CMPXCHG, 2), in_thread(WORD_XCHG, 1)] {
             let (modal, events) = modal()?;
             check!(modal.kill_and_wait());
@@ -470,8 +489,9 @@ pub(super) fn kill_meets_revival() -> Result<Outcome> {
     })
 }
 
-/// A thread that takes a kill back is held before it clears `DEAD`. A freezer waits for it, and
-/// ends the life that it begins.
+/// Holds a reviver before it clears `DEAD`.
+///
+/// A freezer waits for the reviver, and ends the life that the reviver begins.
 pub(super) fn freezer_waits_for_revival() -> Result<Outcome> {
     apart(|here, there| {
         let (modal, events) = modal()?;
@@ -491,8 +511,9 @@ pub(super) fn freezer_waits_for_revival() -> Result<Outcome> {
     })
 }
 
-/// A thread that takes a kill back owns the transition, and is held before it changes the state. A
-/// freezer comes first, so the reference stays dead until that is gone.
+/// Holds a `resurrect()` that owns the transition, before it changes the state.
+///
+/// A freezer changes the state first, so the reference stays dying until it is thawed.
 pub(super) fn freezer_stops_revival() -> Result<Outcome> {
     apart(|here, there| {
         let (modal, events) = modal()?;
@@ -515,13 +536,14 @@ pub(super) fn freezer_stops_revival() -> Result<Outcome> {
 // Confirmations, and which thread calls them.
 //
 
-/// The reference is frozen. A killer has asked for a confirmation and is held. The kill is taken
-/// back, but only after the confirmation.
+/// Holds the killer of a frozen reference after it has asked for a confirmation.
+///
+/// A `resurrect()` must call the confirmation before it takes the kill back.
 pub(super) fn revival_confirms_first() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
         let frozen = modal.freeze();
-        // The first one sets `KILLED`, and the second one clears `KILLING`.
+        // The first such call sets `KILLED`, and the second clears `KILLING`.
         let window = open!(in_thread(STATE_CMPXCHG, 2).on(modal.value()));
         let killer = with(&modal, there, |modal| modal.kill_and_confirm())?;
         wait_for(|| window.is_held())?;
@@ -535,8 +557,9 @@ pub(super) fn revival_confirms_first() -> Result<Outcome> {
     })
 }
 
-/// The reference is frozen. A thread that switches it owns the transition, and is held before it
-/// gives that up. A killer leaves the confirmation to it.
+/// Holds a thread that switches a frozen reference, before it clears `BUSY`.
+///
+/// A killer must leave the confirmation to that thread, which owns the transition.
 pub(super) fn kill_leaves_confirmation_to_owner() -> Result<Outcome> {
     apart(|_, there| {
         let (modal, events) = modal()?;
@@ -556,8 +579,9 @@ pub(super) fn kill_leaves_confirmation_to_owner() -> Result<Outcome> {
     })
 }
 
-/// The callback of a kill has cleared `BUSY`, and is held before it puts the initial reference. No
-/// other transition may begin.
+/// Holds the RCU callback of a kill that has cleared `BUSY`, before it puts the initial reference.
+///
+/// Another transition must not begin before the initial reference is put.
 pub(super) fn nothing_begins_before_closed() -> Result<Outcome> {
     apart(|here, there| {
         for begin in [
@@ -567,15 +591,18 @@ pub(super) fn nothing_begins_before_closed() -> Result<Outcome> {
             },
         ] {
             let mut is_held = false;
+            let mut tries = 0;
             while !is_held {
+                tries += 1;
+                check!(tries <= 10);
                 let (modal, events) = modal()?;
-                // The first one closes.
+                // The first such call removes the bias, and the second puts the initial reference.
                 let window = open!(in_callback(STATE_CMPXCHG, 2).on(modal.value()));
                 let used = modal.clone();
                 let (beginner, begin) = Worker::spawn_early(here, move || begin(&used))?;
                 let killer = with(&modal, there, |modal| modal.kill())?;
-                // If the grace period ends before the killer has passed the rest to the callback,
-                // the killer closes.
+                // The kernel skips a probe that is hit while it runs the handler of another probe
+                // on the same CPU (`nmissed` of a kprobe). Then this tries again.
                 wait_for(|| window.is_held() || events.released.get() == 1)?;
                 is_held = window.is_held();
                 drop(begin);
@@ -595,7 +622,7 @@ pub(super) fn nothing_begins_before_closed() -> Result<Outcome> {
     })
 }
 
-/// An object whose confirmation takes time.
+/// An object whose confirmation waits for `go_on`.
 struct Told {
     thing: Thing,
     begun: Counter,
@@ -621,8 +648,9 @@ impl Counted for Told {
     }
 }
 
-/// A kill is not taken back while its confirmation is under way, be that in the callback or, if the
-/// reference was frozen before, in the killer.
+/// Checks that `resurrect()` waits for the end of a confirmation.
+///
+/// The confirmation runs in the RCU callback, or in the killer if the reference was frozen before.
 pub(super) fn revival_waits_for_confirmation() -> Result<Outcome> {
     apart(|here, there| {
         for is_frozen in [false, true] {
@@ -658,8 +686,9 @@ pub(super) fn revival_waits_for_confirmation() -> Result<Outcome> {
 // Holds, places and waits.
 //
 
-/// The release and the owner drop the last two holds; the one that is held before its own does the
-/// rest, and neither does it twice.
+/// Holds the owner, and then the thread that has run the release, before it drops its hold.
+///
+/// These are the last two holds. The thread that drops the last hold drops the object, once.
 pub(super) fn last_hold_frees() -> Result<Outcome> {
     apart(|_, there| {
         for owner_is_held in [false, true] {
@@ -691,8 +720,9 @@ pub(super) fn last_hold_frees() -> Result<Outcome> {
     })
 }
 
-/// A remover is held before it is counted. A second one takes the object out, and waits for its
-/// end; so does the first.
+/// Holds a remover before it is counted, while a second remover takes the object out.
+///
+/// Both must wait for the release of the object.
 pub(super) fn second_remover_meets_slow_one() -> Result<Outcome> {
     apart(|here, there| {
         let (thing, events) = Thing::shared()?;
@@ -714,7 +744,9 @@ pub(super) fn second_remover_meets_slow_one() -> Result<Outcome> {
     })
 }
 
-/// A writer is held before it says that readers may find the object. They find nothing yet.
+/// Holds a writer before it marks the object as published.
+///
+/// Readers must not find the object yet.
 pub(super) fn place_shows_published_objects() -> Result<Outcome> {
     apart(|_, there| {
         let (thing, events) = Thing::shared()?;
@@ -734,8 +766,9 @@ pub(super) fn place_shows_published_objects() -> Result<Outcome> {
     })
 }
 
-/// A thread has seen that the object is not released, and is held before it becomes a waiter. The
-/// release wakes up nothing. The thread must look again.
+/// Holds a thread that has seen that the object is not released, before it becomes a waiter.
+///
+/// The release then wakes up no waiter, so the thread must check again.
 pub(super) fn wake_up_comes_before_wait() -> Result<Outcome> {
     apart(|_, there| {
         let (thing, events) = Thing::shared()?;
@@ -744,7 +777,8 @@ pub(super) fn wake_up_comes_before_wait() -> Result<Outcome> {
         check!(kill_checked(&thing));
         wait_for(|| events.confirmed.get() == 1)?;
         let waited_for = thing.clone();
-        // Before the window is opened, since creating a thread takes a completion, too.
+        // Created before the window is opened, because creating a thread initialises a completion,
+        // too.
         let (waiter, begin) = Worker::spawn_early(there, move || {
             waited_for.wait_released_timeout(Delta::from_secs(3))
         })?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the tests need of the kernel, and what only C can say: it is inline, or a macro, in some
- * configurations.
+ * Functions of the kernel that the tests call and that Rust cannot call directly, because they are
+ * inline functions or macros in some configurations.
  */
 
 #include <linux/completion.h>
@@ -14,10 +14,13 @@
 
 #include "../modules/faults.h"
 
-/* NULL, unless rust_percpu_ref_faults is there; it then stays until the put. */
+/*
+ * Returns percpu_ref_test_fail_nth(), or NULL if rust_percpu_ref_faults is not loaded. The module
+ * stays loaded until the put.
+ */
 void *percpu_ref_test_get_fail_nth(void)
 {
-	/* Without modules it is a weak symbol, whose address may not be NULL. */
+	/* Without CONFIG_MODULES, the address of a weak symbol may not be NULL. */
 	return IS_ENABLED(CONFIG_MODULES) ? symbol_get(percpu_ref_test_fail_nth) : NULL;
 }
 
@@ -64,8 +67,8 @@ static enum hrtimer_restart expire(struct hrtimer *timer)
 }
 
 /*
- * Calls @run with @arg in a hard interrupt, on PREEMPT_RT as well, or in a softirq, and waits for
- * it.
+ * Calls @run with @arg in a hard interrupt if @hard is set, on PREEMPT_RT too, and in a softirq if
+ * not. Waits for the call.
  */
 void percpu_ref_test_in_timer(void (*run)(void *arg), void *arg, bool hard)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The references of a batch that was merged into another one belong to the other one.
+//! A batch that is merged into another batch passes its references to that batch.
 //!
 //! error[E0382]
 

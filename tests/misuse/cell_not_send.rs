@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Threads use a `LocalCell` in turns, so its value goes from one thread to another.
+//! Threads use a `LocalCell` one after another, so its value moves from one thread to another.
 //!
 //! error[E0599]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All copies can be changed in place only where no other code can see them.
+//! All copies can be changed in place only while no other code can use them.
 //!
 //! error[E0502]
 

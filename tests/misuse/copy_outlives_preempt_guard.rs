@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Without the guard, the task may move to another CPU, and the copy belongs to the CPU it left.
+//! Without the guard, the task may move to another CPU, so it must not use the copy any more.
 //!
 //! error[E0505]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A field is what it is, and not what it derefs to.
+//! The projection to a field gives the field, and not the target of its `Deref`.
 //!
 //! error[E0308]
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The type of a field is that of the structure's, and not that of a constant's with a name that
-//! the macro uses.
+//! A constant whose name the macro uses must not change the type of a field.
 //!
 //! error[E0530]
 
@@ -19,7 +18,7 @@ pub struct Entry<'a> {
 }
 
 #[cfg(misuse)]
-#[allow(non_upper_case_globals)] // It is the name that matters.
+#[allow(non_upper_case_globals)] // The macro uses this name.
 const value: &Entry<'static> = &Entry {
     token: Token(PhantomData),
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The type of a field's structure is written, since it could be inferred in two ways: for the
-//! offset, where the bound says which one it is, and for the variable.
+//! The type of the structure must be written, because it could be inferred as two different types:
+//! from the bound for the offset, and from the variable.
 //!
 //! error[E0121]
 

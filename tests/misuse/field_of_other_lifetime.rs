@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A field of a structure with one lifetime is not that of a structure with another one.
+//! A field of a structure with one lifetime is not a field of a structure with another lifetime.
 //!
 //! error: lifetime may not live long enough
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The offset of a field means something in its own structure only.
+//! The offset of a field is valid only in its own structure.
 //!
 //! error[E0308]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A field is a part of the allocation, and must not be used after that is freed.
+//! A field is a part of the allocation, and must not be used after the allocation is freed.
 //!
 //! error[E0505]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An object that lives once does not live again when it is thawed.
+//! An object that lives once cannot be thawed, so it cannot be frozen.
 //!
 //! error[E0599]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The library relies on what the two kinds mean, so no other crate can add one.
+//! The library relies on the meaning of the two kinds, so other crates cannot add a kind.
 //!
 //! error[E0277]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A batch may give its last reference away, so the object that it shows cannot be used after that.
+//! A batch may pass on its last reference, after which its object must not be used.
 //!
 //! error[E0502]
 

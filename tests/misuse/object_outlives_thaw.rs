@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A thawed object may be gone, since its owner may have dropped the handle meanwhile.
+//! A thawed object may be dropped, because its owner may have dropped the handle.
 //!
 //! error[E0505]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The owner of an object that lives once has no access to it: it may be gone.
+//! The owner of an object that lives once cannot access it, because it may be dropped.
 //!
 //! error[E0609]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The per-CPU allocator has a limit, which is known when the code is built.
+//! A value that exceeds the limit of the per-CPU allocator is refused at build time.
 //!
 //! error[E0080]
 

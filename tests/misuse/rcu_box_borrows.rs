@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RCU drops the object after the box, when what it borrows may be gone.
+//! RCU drops the object after the box, so the object must not borrow.
 //!
 //! error[E0521]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Readers on all CPUs share what is in a place.
+//! Readers on all CPUs share the object in a cell.
 //!
 //! error[E0277]
 

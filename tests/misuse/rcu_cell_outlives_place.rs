@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a lookup finds is borrowed from the place.
+//! The reference that a lookup returns borrows the cell.
 //!
 //! error[E0505]
 

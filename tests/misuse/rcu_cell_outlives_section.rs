@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a lookup finds can be used in the read-side critical section, and not after it.
+//! The reference that a lookup returns must not be used after the read-side critical section.
 //!
 //! error[E0505]
 

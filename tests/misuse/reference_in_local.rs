@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A reference cannot be in a `Local`: zeroed memory would not be one.
+//! A `Local` cannot contain a reference, because zeroed memory is not a valid reference.
 //!
 //! error[E0277]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A switch to atomic mode waits for RCU alone, and not for RCU Tasks.
+//! A switch to atomic mode waits only for RCU, and not for RCU Tasks.
 //!
 //! error[E0080]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A place owns what is put into it, so a borrowed reference cannot be.
+//! A place owns the object that is put into it, so it does not take a borrowed reference.
 //!
 //! error[E0308]
 

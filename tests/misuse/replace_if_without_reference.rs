@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Only a reference to the expected object keeps another object from taking over its address.
+//! The caller must have a reference to the expected object, which keeps its address from being
+//! reused.
 //!
 //! error[E0308]
 

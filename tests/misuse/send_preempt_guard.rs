@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Preemption is disabled on the CPU that took the guard, and on no other.
+//! Preemption is disabled only on the CPU that made the guard.
 //!
 //! error[E0277]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The loader of modules gives an empty variable no address.
+//! The module loader gives an empty variable no address.
 //!
 //! error[E0080]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An object that lives once is counted by CPU until it is killed.
+//! An object that lives once is in per-CPU mode until it is killed.
 //!
 //! error[E0599]
 

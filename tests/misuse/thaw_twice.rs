@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A guard that keeps a reference frozen is dropped once.
+//! A `Frozen` is dropped once.
 //!
 //! error[E0382]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RCU owns an object that was given to it.
+//! RCU owns an object that was passed to it.
 //!
 //! error[E0382]
 

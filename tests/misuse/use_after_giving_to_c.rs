@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! C owns a reference that was given to it, so Rust can only borrow it.
+//! C owns a reference that was passed to it, so Rust can only borrow it.
 //!
 //! error[E0382]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The object is there as long as the guard is.
+//! The object must not be used after the guard is dropped.
 //!
 //! error[E0505]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Other threads may have guards of the same object, so a guard only shares it.
+//! Other threads may have guards of the object, so a guard gives only shared access to it.
 //!
 //! error[E0594]
 

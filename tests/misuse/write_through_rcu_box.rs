@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Readers may see the object, so its owner only shares it.
+//! Readers may see the object, so its owner has only shared access to it.
 //!
 //! error[E0594]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! In place of `rust/kernel/sync/rcu/arch.rs`: loads that the model sees.
+//! Replaces `rust/kernel/sync/rcu/arch.rs` by loads that the model sees.
 
 use crate::sync::atomic::{
     Acquire,

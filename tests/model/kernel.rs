@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A stand-in for the kernel crate, for the host: as much of it as the library uses, on what
-//! `world.rs` makes of `loom`.
+//! A replacement of the kernel crate, for the host.
+//!
+//! It has those parts that the library uses, and is based on `world.rs`, which is based on `loom`.
 //!
 //! An operation that is `Full` in the kernel has a full barrier before and after it, as in the
-//! kernel's memory model (tools/memory-model/Documentation/explanation.txt). What that model orders
-//! by an address dependency, C++'s does not, so a relaxed load of a pointer is an acquire load
-//! here. The litmus tests have the difference.
+//! kernel's memory model (tools/memory-model/Documentation/explanation.txt). That model has order
+//! by address dependencies, and the model of C++ does not. So a relaxed load of a pointer is an
+//! acquire load here. The litmus tests check where an address dependency is enough.
 
-#![allow(non_camel_case_types, non_upper_case_globals)] // They are C's.
+#![allow(non_camel_case_types, non_upper_case_globals)] // These are names of C.
 
 pub extern crate macros;
 pub extern crate pin_init;
@@ -52,7 +53,7 @@ pub mod alloc {
 
     /// # Safety
     ///
-    /// None: there is one allocator.
+    /// There are no requirements, because there is only one allocator.
     pub unsafe trait Allocator {}
 
     pub mod allocator {
@@ -71,12 +72,13 @@ pub mod alloc {
 
     /// # Invariants
     ///
-    /// The pointer is to an initialised value, in memory of `world::alloc()`, which the box owns.
+    /// The pointer points to an initialised value, in memory from `world::alloc()` that the box
+    /// owns.
     pub struct Box<T, A>(NonNull<T>, PhantomData<A>);
 
-    // SAFETY: A box owns its value.
+    // SAFETY: A box owns its value, which is `Send`.
     unsafe impl<T: Send, A> Send for Box<T, A> {}
-    // SAFETY: A shared box gives shared references to its value.
+    // SAFETY: A shared box gives shared references to its value, which is `Sync`.
     unsafe impl<T: Sync, A> Sync for Box<T, A> {}
 
     impl<T, A: Allocator> Box<T, A> {
@@ -86,7 +88,7 @@ pub mod alloc {
 
         pub fn new(value: T, _flags: Flags) -> Result<Self, AllocError> {
             let this = Self::uninit();
-            // SAFETY: The memory is new.
+            // SAFETY: The memory was just allocated for a `T`.
             unsafe { this.write(value) };
             Ok(Self(this, PhantomData))
         }
@@ -96,12 +98,12 @@ pub mod alloc {
             E: From<AllocError>,
         {
             let this = Self::uninit();
-            // SAFETY: The memory is new.
+            // SAFETY: The memory was just allocated for a `T`.
             if let Err(error) = unsafe { pin_init::raw_try_init(this.as_ptr(), init) } {
                 world::free(this.as_ptr().cast());
                 return Err(error);
             }
-            // SAFETY: The value does not move before the box is dropped or unpinned.
+            // SAFETY: The box does not move its value.
             Ok(unsafe { Pin::new_unchecked(Self(this, PhantomData)) })
         }
 
@@ -109,7 +111,7 @@ pub mod alloc {
         where
             Error: From<E>,
         {
-            // SAFETY: The closure does what `init` does.
+            // SAFETY: The closure initialises the value as `init` does.
             let init = unsafe {
                 pin_init::pin_init_from_closure(move |slot| {
                     pin_init::raw_try_init(slot, init).map_err(Error::from)
@@ -131,7 +133,7 @@ pub mod alloc {
 
         pub fn into_inner(this: Self) -> T {
             let this = ManuallyDrop::new(this);
-            // SAFETY: By the type invariant, the value is there. It is not dropped here.
+            // SAFETY: By the type invariant, the value is initialised. It is not dropped here.
             let value = unsafe { this.0.read() };
             world::free(this.0.as_ptr().cast());
             value
@@ -142,21 +144,21 @@ pub mod alloc {
         type Target = T;
 
         fn deref(&self) -> &T {
-            // SAFETY: By the type invariant, the value is there.
+            // SAFETY: By the type invariant, the value is initialised.
             unsafe { self.0.as_ref() }
         }
     }
 
     impl<T, A> DerefMut for Box<T, A> {
         fn deref_mut(&mut self) -> &mut T {
-            // SAFETY: By the type invariant, the value is there, and the box owns it.
+            // SAFETY: By the type invariant, the value is initialised, and the box owns it.
             unsafe { self.0.as_mut() }
         }
     }
 
     impl<T, A> Drop for Box<T, A> {
         fn drop(&mut self) {
-            // SAFETY: By the type invariant, the value is there. It is not used after this.
+            // SAFETY: By the type invariant, the value is initialised. It is not used after this.
             unsafe { self.0.drop_in_place() };
             world::free(self.0.as_ptr().cast());
         }
@@ -164,7 +166,7 @@ pub mod alloc {
 
     impl<T, A> From<Box<T, A>> for Pin<Box<T, A>> {
         fn from(this: Box<T, A>) -> Self {
-            // SAFETY: The value does not move before the box is dropped or unpinned.
+            // SAFETY: The box does not move its value.
             unsafe { Pin::new_unchecked(this) }
         }
     }
@@ -204,7 +206,9 @@ pub mod error {
     }
 }
 
-/// C's functions. They are safe here: what they rely on is checked, or the library promises it.
+/// The functions of C.
+///
+/// They are safe here, because they check their requirements or rely on the library.
 pub mod bindings {
     use super::world::{self, Item};
     use core::ffi::*;
@@ -242,7 +246,8 @@ pub mod bindings {
     pub const TASK_UNINTERRUPTIBLE: u32 = 2;
     pub const wq_misc_consts_WORK_CPU_UNBOUND: u32 = 64;
 
-    // Each has an address of its own, and is nothing else.
+    // Only the addresses of these values are used. They are not empty, so that the addresses
+    // differ.
     pub struct raw_spinlock_t(u64);
     pub struct completion(u64);
     pub struct lock_class_key(u64);
@@ -262,7 +267,7 @@ pub mod bindings {
 
     fn queue(head: *mut callback_head, func: rcu_callback_t) {
         world::check(head as usize);
-        // SAFETY: The library passes the head of an object that is there, for this call alone.
+        // SAFETY: The library passes the head of a valid object, which only this call uses.
         unsafe {
             head.write(callback_head {
                 next: core::ptr::null_mut(),
@@ -412,7 +417,7 @@ pub mod bindings {
         _: *const c_char,
         _: *mut lock_class_key,
     ) {
-        // SAFETY: `work` is the field of a class that is being made.
+        // SAFETY: `work` is the field of a class that is being initialised.
         unsafe { work.write(work_struct { func }) };
     }
 
@@ -427,7 +432,7 @@ pub mod bindings {
         _: c_int,
         _: *const c_char,
     ) -> *mut task_struct {
-        // SAFETY: The library passes a function with its argument, to be called once.
+        // SAFETY: The library passes a function with its argument, for one call.
         unsafe { (func.unwrap())(data) };
         core::ptr::NonNull::dangling().as_ptr()
     }
@@ -553,14 +558,14 @@ pub mod types {
                 init(slot.cast());
                 Ok(())
             };
-            // SAFETY: The closure makes all of the value.
+            // SAFETY: The closure initialises the whole value.
             unsafe { pin_init::pin_init_from_closure(init) }
         }
     }
 
     /// # Safety
     ///
-    /// As in the kernel crate. The model does not use it.
+    /// The requirements are those of the kernel crate. The model does not use the trait.
     pub unsafe trait ForeignOwnable: Sized {
         const FOREIGN_ALIGN: usize;
         type Borrowed<'a>;
@@ -568,20 +573,20 @@ pub mod types {
         fn into_foreign(self) -> *mut core::ffi::c_void;
         /// # Safety
         ///
-        /// As in the kernel crate.
+        /// The requirements are those of the kernel crate.
         unsafe fn from_foreign(ptr: *mut core::ffi::c_void) -> Self;
         /// # Safety
         ///
-        /// As in the kernel crate.
+        /// The requirements are those of the kernel crate.
         unsafe fn borrow<'a>(ptr: *mut core::ffi::c_void) -> Self::Borrowed<'a>;
         /// # Safety
         ///
-        /// As in the kernel crate.
+        /// The requirements are those of the kernel crate.
         unsafe fn borrow_mut<'a>(ptr: *mut core::ffi::c_void) -> Self::BorrowedMut<'a>;
     }
 }
 
-/// Time stands still.
+/// Time, which does not advance in the model.
 pub mod time {
     use core::marker::PhantomData;
 
@@ -653,7 +658,7 @@ pub mod time {
     }
 
     pub mod delay {
-        /// Others run meanwhile.
+        /// Lets other threads run.
         pub fn fsleep(_: super::Delta) {
             crate::world::might_sleep();
             loom::thread::yield_now();
@@ -748,14 +753,14 @@ pub mod sync {
 
         /// # Safety
         ///
-        /// As in the kernel crate: the type has the size of a `u32` or of a `u64`, and no padding.
+        /// The type must have the size of a `u32` or of a `u64`, and must have no padding.
         pub unsafe trait AtomicType: Copy {
             type Repr;
         }
 
         macro_rules! atomic_types {
             ($($type:ty)*) => {$(
-                // SAFETY: It is an integer of such a size.
+                // SAFETY: The type is an integer of 32 or 64 bits.
                 unsafe impl AtomicType for $type {
                     type Repr = $type;
                 }
@@ -763,13 +768,13 @@ pub mod sync {
         }
         atomic_types!(u32 i32 u64 i64 usize isize);
 
-        // SAFETY: It is a pointer, of such a size.
+        // SAFETY: The type is a pointer, which has 64 bits on the host.
         unsafe impl<T> AtomicType for *mut T {
             type Repr = *const core::ffi::c_void;
         }
 
         fn to_bits<T: AtomicType>(value: T) -> u64 {
-            // SAFETY: By the requirements of the trait, the sizes are the same.
+            // SAFETY: By the safety requirements of `AtomicType`, the type has one of these sizes.
             match size_of::<T>() {
                 4 => unsafe { transmute_copy::<T, u32>(&value) }.into(),
                 _ => unsafe { transmute_copy::<T, u64>(&value) },
@@ -777,8 +782,8 @@ pub mod sync {
         }
 
         fn from_bits<T: AtomicType>(bits: u64) -> T {
-            // SAFETY: By the requirements of the trait, the sizes are the same. The bits came from
-            // a `T`.
+            // SAFETY: By the safety requirements of `AtomicType`, the type has one of these sizes.
+            // The bits came from a `T`.
             match size_of::<T>() {
                 4 => unsafe { transmute_copy::<u32, T>(&(bits as u32)) },
                 _ => unsafe { transmute_copy::<u64, T>(&bits) },
@@ -788,9 +793,9 @@ pub mod sync {
         #[repr(transparent)]
         pub struct Atomic<T>(UnsafeCell<T>);
 
-        // SAFETY: All accesses are seen by `loom`.
+        // SAFETY: All accesses are atomic accesses of `loom`.
         unsafe impl<T> Send for Atomic<T> {}
-        // SAFETY: All accesses are seen by `loom`.
+        // SAFETY: All accesses are atomic accesses of `loom`.
         unsafe impl<T> Sync for Atomic<T> {}
 
         impl<T> Atomic<T> {
@@ -800,22 +805,24 @@ pub mod sync {
         }
 
         impl<T: AtomicType> Atomic<T> {
-            /// Calls `f` with an atomic, what is to be added to its value, and what to tell a new
-            /// value.
+            /// Calls `f` with an atomic, the number that must be added to its value, and a function
+            /// that `f` must call with each new value.
             fn with<R>(&self, f: impl FnOnce(&AtomicU64, u64, &dyn Fn(u64)) -> R) -> R {
                 let address = self.0.get() as usize;
-                // SAFETY: The memory is that of this value. `loom` runs one thread at a time.
+                // SAFETY: The memory belongs to this value, and `loom` runs one thread at a time.
                 let found = to_bits(unsafe { *self.0.get() });
                 world::with_atomic(address, size_of::<T>(), found, |atomic, first, set| {
                     f(atomic, first, &|new| {
                         set(new);
-                        // SAFETY: As above.
+                        // SAFETY: The memory belongs to this value, and `loom` runs one thread at a
+                        // time.
                         unsafe { *self.0.get() = from_bits(new) };
                     })
                 })
             }
 
-            /// `f` returns what it has found, and what it has put there.
+            /// Changes the value by `f`, which returns the old value, and the new value if it has
+            /// changed.
             fn change<O: Order>(
                 &self,
                 f: impl FnOnce(&AtomicU64, u64) -> (u64, Option<u64>),
@@ -836,7 +843,7 @@ pub mod sync {
             }
 
             pub fn load<O: Order>(&self, _: O) -> T {
-                // A dependency: see the head of this file.
+                // An acquire load stands for the address dependency; see the head of this file.
                 let is_pointer = core::any::type_name::<T::Repr>().starts_with('*');
                 let order = if is_pointer {
                     Ordering::Acquire
@@ -964,14 +971,15 @@ macro_rules! try_pin_init {
 pub trait CStrExt {
     /// # Safety
     ///
-    /// `ptr` must be to a string that ends with a null, for `'a`.
+    /// `ptr` must point to a null-terminated string that is valid for `'a`.
     unsafe fn from_char_ptr<'a>(ptr: *const core::ffi::c_char) -> &'a Self;
     fn as_char_ptr(&self) -> *const core::ffi::c_char;
 }
 
 impl CStrExt for core::ffi::CStr {
     unsafe fn from_char_ptr<'a>(ptr: *const core::ffi::c_char) -> &'a Self {
-        // SAFETY: By the safety requirements of this function.
+        // SAFETY: By the safety requirements of this function, `ptr` points to a null-terminated
+        // string that is valid for `'a`.
         unsafe { Self::from_ptr(ptr) }
     }
 

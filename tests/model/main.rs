@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All interleavings of a few threads that use the library, by `loom`: see scripts/model.
+//! Explores all interleavings of a few threads that use the library, by `loom`; see scripts/model.
 
 #![feature(generic_arg_infer)]
 
@@ -50,7 +50,7 @@ use std::{
 
 static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// With the name of a scenario: explores it, and says how. Without: lists the names.
+/// Explores the scenario that the argument names, or lists the scenarios if there is no argument.
 fn main() {
     let Some(name) = std::env::args().nth(1) else {
         scenarios::ALL.iter().for_each(|scenario| println!("{}", scenario.name));
@@ -65,7 +65,7 @@ fn main() {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = scenario.preemptions;
     builder.max_branches = 20_000;
-    // How often the limit of executions is looked at.
+    // The number of executions after which the limit is checked.
     builder.checkpoint_interval = 1000;
     builder.check(move || {
         EXECUTIONS.fetch_add(1, SeqCst);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the threads do, and what must be so in each order of their steps.
+//! The scenarios: the steps of the threads, and the properties that each order of steps must have.
 //!
-//! What holds for all: memory is not used after it was freed, and is freed once; an access to a
-//! counter is ordered after those before it; nothing sleeps in a critical section; each wait
-//! ends; the library does not warn; and when all threads have ended, only the classes are left in
-//! memory. `world.rs` finds these.
+//! All scenarios have these properties, which `world.rs` checks: memory is not used after it was
+//! freed, and is freed once. An access to a counter is ordered after earlier accesses. No thread
+//! sleeps in a critical section. Each wait ends. The library does not warn. When all threads have
+//! ended, only the classes are left in memory.
 
 use crate::{
     bindings,
@@ -26,20 +26,22 @@ use std::{
     },
 };
 
-/// What was called so far in an execution. `loom` runs one thread at a time, so this is what was
-/// called before in time, without any order of memory.
+/// The calls in an execution so far.
+///
+/// `loom` runs one thread at a time, so these are the calls before now in time. They imply no
+/// memory order.
 pub struct Seen {
     releases: AtomicUsize,
     drops: AtomicUsize,
     confirmed: AtomicUsize,
-    /// Kills that are to be confirmed.
+    /// Kills that asked for a confirmation.
     to_confirm: AtomicUsize,
     switched: AtomicUsize,
-    /// The module has gone.
+    /// Whether the module is unloaded.
     is_gone: AtomicBool,
-    /// The next release is to bring the object back to life by this handle, and kill it again.
+    /// The handle by which the next release resurrects and kills the object, or 0.
     revive: AtomicUsize,
-    /// How often the mode was changed back.
+    /// The number of switches back to per-CPU mode.
     switched_back: AtomicUsize,
 }
 
@@ -87,10 +89,12 @@ fn expect(what: &AtomicUsize, n: usize) {
 
 const ALIVE: u32 = 0x600d;
 
-/// What is counted. For `loom`, a use reads the cell, and the drop writes it.
+/// The counted object.
+///
+/// A use reads the cell, and the drop writes it, so that `loom` checks their order.
 struct Thing<const MAY_SLEEP: bool = false>(AtomicU32, UnsafeCell<()>);
 
-// SAFETY: All accesses to the cell are seen by `loom`.
+// SAFETY: The cell is one of `loom`, which checks that all accesses are ordered.
 unsafe impl<const MAY_SLEEP: bool> Sync for Thing<MAY_SLEEP> {}
 
 impl<const MAY_SLEEP: bool> Thing<MAY_SLEEP> {
@@ -175,7 +179,7 @@ fn actor(actor: impl FnOnce() + 'static) -> Actor {
     Box::new(actor)
 }
 
-/// Two threads that use `shared`. It is dropped when both are done with it.
+/// Returns two actors that use `shared`, which is dropped when both have ended.
 fn both<T: 'static>(
     shared: T,
     first: impl FnOnce(&T) + 'static,
@@ -186,8 +190,9 @@ fn both<T: 'static>(
     vec![actor(move || first(&shared)), actor(move || second(&other))]
 }
 
-/// A thread that has the handle, and another that puts a reference which was got before, on the CPU
-/// of the first.
+/// Returns an actor that has the handle, and an actor that puts a reference.
+///
+/// The reference was got before on the CPU of the first actor.
 fn and_put<K: Kind>(
     object: PercpuRef<Thing, K>,
     first: impl FnOnce(PercpuRef<Thing, K>) + 'static,
@@ -206,7 +211,7 @@ fn pass(guard: Option<PercpuRefGuard<Thing>>) {
     }
 }
 
-/// This program, as a module that has all of the library's users.
+/// Returns this program as a module, which contains all users of the library.
 fn module() -> *const bindings::module {
     extern "C" {
         static __executable_start: u8;
@@ -226,23 +231,23 @@ fn module() -> *const bindings::module {
 
 pub struct Scenario {
     pub name: &'static str,
-    /// How many atomics the threads use.
+    /// The number of atomics that the threads use.
     pub atomics: usize,
-    /// How often threads may be preempted; unbounded if there is none.
+    /// The largest number of preemptions, or `None` if there is no bound.
     pub preemptions: Option<usize>,
     pub setup: fn() -> Vec<Actor>,
-    /// Is given the number of blocks of memory that are left.
+    /// Checks an execution, by the number of blocks of memory that are left.
     pub check: fn(usize),
 }
 
-/// After one life of one object.
+/// Checks that there was one life of one object.
 fn one_life(left: usize) {
     expect(&SEEN.releases, 1);
     expect(&SEEN.drops, 1);
     assert_eq!(left, 1);
 }
 
-/// After as many lives as there were.
+/// Checks that one object was dropped, after any number of lives.
 fn dropped(left: usize) {
     expect(&SEEN.drops, 1);
     assert_eq!(left, 1);
@@ -264,7 +269,8 @@ impl Scenario {
         self
     }
 
-    /// It looks at all classes, and at the list of callbacks.
+    /// Makes room for the atomics of all classes and of the list of callbacks, which unloading
+    /// reads.
     const fn unloads(mut self) -> Self {
         self.atomics = 400;
         self
@@ -341,8 +347,7 @@ pub static ALL: &[Scenario] = &[
     scenario("revive_at_limit", revive_at_limit, leaked).at_most(2),
 ];
 
-/// The initial reference and another one, that was got on the CPU of the first and is put on
-/// another.
+/// Kills an object while another CPU puts a reference that was got on the CPU of the killer.
 fn put_against_kill() -> Vec<Actor> {
     and_put(once(), |object| assert!(object.kill()))
 }
@@ -355,7 +360,7 @@ fn get_against_kill() -> Vec<Actor> {
     )
 }
 
-/// One of them kills it.
+/// Kills an object in two threads, one of which succeeds.
 fn kill_against_kill() -> Vec<Actor> {
     both(
         once(),
@@ -364,7 +369,7 @@ fn kill_against_kill() -> Vec<Actor> {
     )
 }
 
-/// After the confirmation, no reference is got.
+/// Checks that `try_get_live()` fails after the confirmation.
 fn live_get_against_kill<K: Kind>(object: PercpuRef<Thing, K>) -> Vec<Actor> {
     both(
         object,
@@ -386,7 +391,7 @@ fn live_get_in_atomic_mode() -> Vec<Actor> {
     live_get_against_kill(atomic())
 }
 
-/// The killer and the callback agree on which of them closes.
+/// Checks that either the killer or the callback closes the reference.
 fn kill_against_switch() -> Vec<Actor> {
     both(
         reinit(),
@@ -405,7 +410,7 @@ fn get_against_kill_and_switch() -> Vec<Actor> {
     ]
 }
 
-/// A thread that finds the mode finds the counters as the switch has left them.
+/// Checks that a thread that sees per-CPU mode sees the counters that the switch has zeroed.
 fn get_against_switch_back() -> Vec<Actor> {
     both(
         reinit(),
@@ -417,7 +422,7 @@ fn get_against_switch_back() -> Vec<Actor> {
     )
 }
 
-/// The object dies twice, and lives again in between or not.
+/// Kills an object in two threads, one of which also resurrects it.
 fn kill_against_resurrect() -> Vec<Actor> {
     both(
         reinit(),
@@ -432,7 +437,7 @@ fn kill_against_resurrect() -> Vec<Actor> {
     )
 }
 
-/// The confirmation of a kill comes before the kill is taken back.
+/// Checks that the confirmation of a kill comes before the end of a `resurrect()`.
 fn confirmation_against_resurrect() -> Vec<Actor> {
     both(
         reinit(),
@@ -448,8 +453,9 @@ fn confirmation_against_resurrect() -> Vec<Actor> {
     )
 }
 
-/// A frozen reference is killed, a kill is taken back, and the reference is killed again. Each
-/// kill has a confirmation.
+/// Kills and resurrects a frozen reference, and kills it again.
+///
+/// Each kill must be confirmed once.
 fn each_kill_is_confirmed() -> Vec<Actor> {
     let object = Arc::new(atomic());
     let frozen = object.freeze();
@@ -513,7 +519,7 @@ fn freeze_against_put() -> Vec<Actor> {
     })
 }
 
-/// When the kill is done and there are no references, the count is zero.
+/// Checks that a count without references is zero when the transition of a kill has ended.
 fn zero_when_closed() -> Vec<Actor> {
     both(
         reinit(),
@@ -528,7 +534,7 @@ fn zero_when_closed() -> Vec<Actor> {
     )
 }
 
-/// The mode stays until the object was told of it.
+/// Checks that the mode does not change before the confirmation of the switch has returned.
 fn confirmation_of_switch() -> Vec<Actor> {
     both(
         atomic(),
@@ -554,7 +560,7 @@ fn switch_against_switch() -> Vec<Actor> {
     )
 }
 
-/// No wake-up is lost.
+/// Checks that no wake-up is lost.
 fn wait_against_put() -> Vec<Actor> {
     and_put(once(), |object| {
         assert!(object.kill_and_wait());
@@ -562,7 +568,7 @@ fn wait_against_put() -> Vec<Actor> {
     })
 }
 
-/// Of the last hold and the last reference, either may go first.
+/// Drops the handle and the last reference in any order.
 fn handle_against_put() -> Vec<Actor> {
     and_put(atomic(), |object| drop(object))
 }
@@ -583,7 +589,7 @@ fn lookup_against_replace_reinit() -> Vec<Actor> {
     find_and_replace(atomic())
 }
 
-/// When either has returned, the object is gone.
+/// Removes an object in two threads, each of which must wait for its release.
 fn remove_against_remove() -> Vec<Actor> {
     let remove = |place: &RcuPercpuRef<Thing, Reinit>| {
         place.remove();
@@ -592,7 +598,7 @@ fn remove_against_remove() -> Vec<Actor> {
     both(RcuPercpuRef::from(atomic()), remove, remove)
 }
 
-/// A life begins and ends inside the release of another.
+/// Begins and ends a life inside the release of the life before it.
 fn release_revives() -> Vec<Actor> {
     let object = Box::new(atomic());
     let guard = object.try_get().unwrap();
@@ -628,7 +634,7 @@ fn release_in_thread() -> Vec<Actor> {
     ]
 }
 
-/// The module goes while its last object ends.
+/// Unloads a module while the last reference to its last object is put.
 fn last_put_against_unload() -> Vec<Actor> {
     let object = once();
     let guard = object.try_get().unwrap();
@@ -636,7 +642,7 @@ fn last_put_against_unload() -> Vec<Actor> {
     drop(object);
     vec![
         actor(move || {
-            // SAFETY: The program is there.
+            // SAFETY: The program stays in memory, and its module structure is leaked.
             unsafe { unload::module_going(module(), Delta::from_secs(10)) };
             expect(&SEEN.drops, 1);
             SEEN.is_gone.store(true, SeqCst);
@@ -645,13 +651,13 @@ fn last_put_against_unload() -> Vec<Actor> {
     ]
 }
 
-/// The class, and the entry of the closed module.
+/// Checks that the class and the entry of the closed module are left.
 fn unloaded(left: usize) {
     expect(&SEEN.drops, 1);
     assert_eq!(left, 2);
 }
 
-/// The module goes, and does not wait for its object.
+/// Unloads a module without waiting for its object.
 fn give_up_against_put() -> Vec<Actor> {
     let object = once();
     let guard = object.try_get().unwrap();
@@ -659,7 +665,7 @@ fn give_up_against_put() -> Vec<Actor> {
     drop(object);
     vec![
         actor(move || {
-            // SAFETY: The program is there.
+            // SAFETY: The program stays in memory, and its module structure is leaked.
             unsafe { unload::module_going(module(), Delta::ZERO) };
             SEEN.is_gone.store(true, SeqCst);
         }),
@@ -679,17 +685,19 @@ fn leaked_or_not(left: usize) {
     }
 }
 
-/// An object is made while the module goes: it is refused, or the module waits, or it is leaked.
+/// Makes an object while its module is unloaded.
+///
+/// The object is refused, or the unloading waits for it, or it is leaked.
 fn new_against_unload() -> Vec<Actor> {
     vec![
         actor(move || {
-            // SAFETY: The program is there.
+            // SAFETY: The program stays in memory, and its module structure is leaked.
             unsafe { unload::module_going(module(), Delta::ZERO) };
             SEEN.is_gone.store(true, SeqCst);
         }),
         actor(move || {
             let thing = std::mem::ManuallyDrop::new(Thing::new());
-            // SAFETY: The closure makes all of the value.
+            // SAFETY: The closure initialises the whole value.
             let init = unsafe {
                 pin_init::init_from_closure(|slot: *mut Thing| {
                     slot.write(std::mem::ManuallyDrop::into_inner(thing));
@@ -729,7 +737,7 @@ fn callback_against_unload() -> Vec<Actor> {
     let later = RcuCallbackBox::new(Later, GFP_KERNEL).unwrap();
     vec![
         actor(move || {
-            // SAFETY: The program is there.
+            // SAFETY: The program stays in memory, and its module structure is leaked.
             unsafe { rcu::unload::module_going(module()) };
             SEEN.is_gone.store(true, SeqCst);
         }),
@@ -738,7 +746,7 @@ fn callback_against_unload() -> Vec<Actor> {
 }
 
 fn callback_ran_or_not(left: usize) {
-    // The entry of the closed module, and the object if it was leaked.
+    // The entry of the closed module is left, and the object if it was leaked.
     assert_eq!(SEEN.releases.load(SeqCst) + left, 2);
 }
 
@@ -764,7 +772,9 @@ fn cell_dropped(left: usize) {
     assert_eq!(left, 0);
 }
 
-/// With as many references as there may be. It may be leaked, but not freed early.
+/// Resurrects a reference with the largest number of references.
+///
+/// The object may be leaked, but must not be freed.
 fn revive_at_limit() -> Vec<Actor> {
     // Neither the handle nor the batch is dropped.
     let object: &PercpuRef<_, _> = Box::leak(Box::new(atomic()));

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The machine that the model runs on: memory, CPUs, RCU and a thread that runs its callbacks, made
-//! of what `loom` explores.
+//! The machine that the model runs on: memory, CPUs, RCU and the thread that runs RCU callbacks.
 //!
-//! Each actor has a CPU of its own. A read-side critical section holds the mutex of its CPU, and a
-//! grace period takes that of each CPU once, so that it waits for the sections that it finds, and
-//! the others see what came before it. This is what RCU promises, and not more.
+//! It consists of primitives that `loom` explores.
 //!
-//! An atomic of the library is one of a pool, found by its address. The pool is made before the
-//! threads are, since `loom` takes the creation of an atomic for an access to it. The last value is
-//! also in the library's memory, so that an atomic that is moved keeps it. Memory is not used again
-//! before an execution ends, so each access to what was freed is found.
+//! Each actor has a CPU of its own. A read-side critical section holds the mutex of its CPU. A
+//! grace period takes the mutex of each CPU once. So it waits for the sections that it finds, and
+//! later sections see what happened before it. This is exactly what RCU guarantees.
+//!
+//! An atomic of the library is mapped to an atomic of a pool by its address. The pool is made
+//! before the threads are created, because `loom` treats the creation of an atomic as an access to
+//! it. The last value is also in the library's memory, so that an atomic that is moved keeps its
+//! value. Memory is not reused before an execution ends, so that each access to freed memory is
+//! found.
 
 use crate::bindings;
 use loom::{
@@ -33,12 +35,12 @@ use std::{
     sync::Arc,
 };
 
-/// The threads, each with its CPU. `loom` has no more of them.
+/// The number of CPUs, each of which has one thread. `loom` allows no more threads.
 pub const CPUS: usize = 4;
-/// The distance between two CPUs' copies of a variable.
+/// The distance between the copies of a variable of two CPUs.
 const STRIDE: usize = 1 << 12;
 
-/// What the thread that runs callbacks is given.
+/// An item for the thread that runs callbacks.
 pub enum Item {
     Callback(*mut bindings::callback_head),
     Free(*mut c_void),
@@ -47,7 +49,7 @@ pub enum Item {
     Stop,
 }
 
-/// What a thread waits for.
+/// An event that a thread waits for.
 #[derive(Default)]
 pub struct Completion {
     is_done: Mutex<bool>,
@@ -60,7 +62,8 @@ impl Completion {
         self.changed.notify_all();
     }
 
-    /// No wait is ended by its timeout, so that one which would have to be is found as a deadlock.
+    /// Waits without a timeout, so that `loom` reports a wait that only a timeout would end as a
+    /// deadlock.
     fn wait(&self) {
         might_sleep();
         let mut is_done = self.is_done.lock().unwrap();
@@ -80,13 +83,14 @@ struct Cpu {
 struct Block {
     layout: Layout,
     is_free: bool,
-    /// For `loom`, what uses the memory reads this, and what frees it writes it.
+    /// Is read by each use of the memory and written when it is freed, so that `loom` checks their
+    /// order.
     order: UnsafeCell<()>,
-    /// The first address behind all copies.
+    /// The first address after all copies.
     end: usize,
 }
 
-/// A pool of things that are found by an address.
+/// A pool of objects that are mapped to addresses.
 struct Pool<T> {
     things: Vec<T>,
     used: usize,
@@ -108,7 +112,7 @@ impl<T> Pool<T> {
             .map(|&index| &self.things[index])
     }
 
-    /// Returns what is found at an address from now on.
+    /// Maps an unused object to an address, and returns it.
     fn take(&mut self, address: usize) -> &mut T {
         self.by_address.insert(address, self.used);
         self.used += 1;
@@ -125,7 +129,7 @@ impl<T> Pool<T> {
     }
 }
 
-/// An atomic: what is added to the value that it had at first.
+/// An atomic, which contains the difference between its value and its first value.
 struct Value {
     difference: AtomicU64,
     first: u64,
@@ -134,14 +138,14 @@ struct Value {
 
 pub struct World {
     atomics: Pool<Value>,
-    /// The size of each atomic, and the value that it had at first.
+    /// The size and the first value of each atomic, by its address.
     first: HashMap<usize, (usize, u64)>,
     counters: Pool<(AtomicU64, UnsafeCell<()>)>,
     locks: Pool<(Mutex<()>, Option<MutexGuard<'static, ()>>)>,
     completions: HashMap<usize, Arc<Completion>>,
-    /// The address of the entry, that of the variable, and what is completed.
+    /// The address of the entry, the address of the variable, and the completion of each waiter.
     waiters: Vec<(usize, usize, Arc<Completion>)>,
-    /// The entry that each CPU's thread waits with.
+    /// The entry with which the thread of each CPU waits.
     waiting: [usize; CPUS],
     blocks: BTreeMap<usize, Block>,
     cpus: Vec<Cpu>,
@@ -156,11 +160,12 @@ loom::thread_local! {
     static CPU: Cell<usize> = Cell::new(0);
 }
 
-/// The world of this execution. `loom` runs its threads one at a time, and changes between them in
-/// its own operations alone.
+/// Returns the world of this execution.
+///
+/// `loom` runs one thread at a time, and switches threads only in its own operations.
 fn world() -> &'static mut World {
-    // SAFETY: It is there while an execution is. No reference is used after an operation of `loom`
-    // that needs it to be the only one.
+    // SAFETY: The world is valid during an execution. No caller uses the reference as an exclusive
+    // reference after an operation of `loom`.
     unsafe { WORLD.as_mut().expect("this must be called in an execution") }
 }
 
@@ -199,9 +204,10 @@ impl World {
 
 pub type Actor = Box<dyn FnOnce()>;
 
-/// Runs the actors at the same time, each on a CPU of its own, and then what they have left to RCU.
-/// `setup` makes them, on the CPU of the first. Returns the number of
-/// blocks of memory that are left.
+/// Runs the actors at the same time, each on a CPU of its own, and then the remaining callbacks.
+///
+/// `setup` makes the actors, on the CPU of the first actor. Returns the number of blocks of memory
+/// that are left.
 pub fn run(atomics: usize, setup: impl FnOnce() -> Vec<Actor>) -> usize {
     // SAFETY: No other execution runs.
     unsafe { WORLD = Box::into_raw(Box::new(World::new(atomics))) };
@@ -235,13 +241,13 @@ pub fn run(atomics: usize, setup: impl FnOnce() -> Vec<Actor>) -> usize {
     let mut left = 0;
     for (&start, block) in &world.blocks {
         left += usize::from(!block.is_free);
-        // SAFETY: It was allocated so.
+        // SAFETY: The block was allocated with this layout, and was not deallocated before.
         unsafe { std::alloc::dealloc(start as *mut u8, block.layout) };
     }
     left
 }
 
-/// Gives the atomics in statics the values that they had at first.
+/// Restores the first values of the atomics in statics.
 fn restore_statics(world: &World) {
     extern "C" {
         static __executable_start: u8;
@@ -249,7 +255,7 @@ fn restore_statics(world: &World) {
     }
     let statics = &raw const __executable_start as usize..&raw const _end as usize;
     for (&address, &(size, first)) in world.first.iter().filter(|(at, _)| statics.contains(at)) {
-        // SAFETY: It is an atomic of this size, and no thread runs.
+        // SAFETY: An atomic of this size is at this address, and no other thread is running.
         unsafe { (address as *mut u8).copy_from((&raw const first).cast(), size) };
     }
 }
@@ -292,15 +298,15 @@ pub fn free(start: *const c_void) {
         .expect("it was allocated");
     assert!(!block.is_free, "memory is freed twice");
     block.order.with_mut(|_| block.is_free = true);
-    // The sanitizer keeps it for a while, and finds each use.
+    // The sanitizer keeps freed memory in quarantine, and finds each use of it.
     if cfg!(sanitized) {
         let block = world().blocks.remove(&(start as usize)).unwrap();
-        // SAFETY: It was allocated so.
+        // SAFETY: The block was allocated with this layout, and is not used after this.
         unsafe { std::alloc::dealloc(start as *mut u8, block.layout) };
     }
 }
 
-/// Fails if the memory was freed, or is freed by a thread for which this use does not come before.
+/// Fails if the memory was freed, or if this use is not ordered before the free.
 pub fn check(address: usize) {
     if let Some((_, block)) = world().blocks.range(..=address).next_back() {
         if address < block.end {
@@ -311,8 +317,10 @@ pub fn check(address: usize) {
     }
 }
 
-/// An access to the atomic at `address`, in whose memory `found` is. `f` is given a part of it,
-/// what is to be added to that part, and a function to be called with each new value.
+/// Accesses the atomic at `address`, whose memory contains `found`.
+///
+/// Calls `f` with an atomic, the number that must be added to its value, and a function that `f`
+/// must call with each new value.
 pub fn with_atomic<R>(
     address: usize,
     size: usize,
@@ -321,7 +329,7 @@ pub fn with_atomic<R>(
 ) -> R {
     check(address);
     let World { atomics, first, .. } = world();
-    // If another value is there, there is another atomic.
+    // If the memory contains another value than the last one, another atomic is at this address.
     if atomics
         .get(address)
         .is_none_or(|value| value.last.get() != found)
@@ -339,7 +347,8 @@ pub fn with_atomic<R>(
 pub fn change_counter(counter: *mut u64, change: impl FnOnce(u64) -> u64) -> u64 {
     let copy = copy_of(counter.cast(), cpu()).cast::<u64>();
     touch_counter(copy as usize);
-    // SAFETY: It is the copy of a CPU that has one thread, in memory that is not freed.
+    // SAFETY: Only one thread changes the copy of its CPU, and `touch_counter()` has checked that
+    // the memory is not freed.
     unsafe {
         let old = copy.read();
         copy.write(change(old));
@@ -347,11 +356,11 @@ pub fn change_counter(counter: *mut u64, change: impl FnOnce(u64) -> u64) -> u64
     }
 }
 
-/// Fails if an access to a CPU's copy is not ordered after those before it, by whatever thread.
+/// Fails if an access to the copy of a CPU is not ordered after all earlier accesses.
 fn touch_counter(address: usize) {
     check(address);
     let (order, cell) = world().counters.at(address);
-    // For `loom` to try what else may come first.
+    // Makes `loom` explore the other orders of accesses.
     order.fetch_add(1, Relaxed);
     cell.with_mut(|_| check(address));
 }
@@ -360,7 +369,7 @@ fn copy_of(variable: *mut c_void, cpu: usize) -> *mut c_void {
     variable.wrapping_byte_add(cpu * STRIDE)
 }
 
-/// Returns the address of a CPU's copy, which the caller is about to use.
+/// Returns the address of the copy of a CPU, for an access of the caller.
 pub fn per_cpu_ptr(variable: *mut c_void, cpu: u32) -> *mut c_void {
     let copy = copy_of(variable, cpu as usize);
     touch_counter(copy as usize);
@@ -414,7 +423,7 @@ pub fn rcu_barrier() {
     done.wait();
 }
 
-/// The thread that runs callbacks and work items, each after a grace period.
+/// Runs callbacks after a grace period each, and work items.
 fn run_callbacks() {
     let mut is_over = false;
     loop {
@@ -425,7 +434,7 @@ fn run_callbacks() {
             }
             queue.pop_front()
         };
-        // SAFETY: The library has passed them, each to be used once.
+        // SAFETY: The library has passed each of these for one use.
         match item {
             None => return,
             Some(Item::Stop) => is_over = true,
@@ -458,7 +467,7 @@ pub fn warn() {
 
 pub fn lock(address: usize) {
     let lock: *const _ = world().locks.at(address);
-    // SAFETY: The pool does not move. The guard goes before it.
+    // SAFETY: The pool does not move, and the guard is dropped before the pool.
     unsafe {
         let guard = (*lock).0.lock().unwrap();
         (*lock.cast_mut()).1 = Some(guard);
@@ -467,7 +476,7 @@ pub fn lock(address: usize) {
 
 pub fn unlock(address: usize) {
     let lock: *const _ = world().locks.at(address);
-    // SAFETY: The caller has the lock.
+    // SAFETY: The caller holds the lock, so no other thread accesses the guard.
     drop(unsafe { (*lock.cast_mut()).1.take() });
 }
 

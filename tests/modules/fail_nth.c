@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Makes the n-th allocation of a task fail, for the tests, in one of two ways: by probes on the
- * functions that the library allocates with, on any kernel that has kprobes; or by the kernel's own
- * fault injection, which fails what those functions call in turn.
+ * Makes the n-th allocation of a task fail, for the tests.
+ *
+ * There are two ways. Probes on the functions that the library allocates with make these functions
+ * fail, on any kernel with kprobes. The kernel's fault injection makes the allocations inside these
+ * functions fail.
  */
 
 #include <linux/kprobes.h>
@@ -15,12 +17,18 @@
 static struct task_struct *victim;
 static unsigned int left;
 
-/* What a failed function does instead; the probe may come before it has made a stack frame. */
+/*
+ * Runs instead of a function that fails, and returns to its caller. The probe is at the beginning
+ * of that function, which has not changed the stack yet.
+ */
 static noinline notrace void return_at_once(void)
 {
 }
 
-/* Whether the probe came upon an interrupt of the task. It may itself look like one. */
+/*
+ * Returns whether the probe was hit in an interrupt of the task. The int3 of the probe itself may
+ * be counted as an NMI.
+ */
 static bool in_interrupt_of_task(void)
 {
 	return hardirq_count() > (in_nmi() ? HARDIRQ_OFFSET : 0) || in_serving_softirq();
@@ -28,7 +36,7 @@ static bool in_interrupt_of_task(void)
 
 static int fail_nth(struct kprobe *probe, struct pt_regs *regs)
 {
-	/* Rust's kmalloc() frees by krealloc() to a size of zero, the second argument. */
+	/* Rust frees memory by krealloc() to a size of zero, which is the second argument. */
 	if (current != READ_ONCE(victim) || in_interrupt_of_task() ||
 	    !regs_get_kernel_argument(regs, 1) || !left || --left)
 		return 0;
@@ -37,7 +45,7 @@ static int fail_nth(struct kprobe *probe, struct pt_regs *regs)
 	return 1;
 }
 
-/* Where a probe may change the way, ftrace must know it by this. */
+/* With a post handler, ftrace allows the probe to change the instruction pointer. */
 static void nothing(struct kprobe *probe, struct pt_regs *regs, unsigned long flags)
 {
 }
@@ -50,9 +58,9 @@ static struct kprobe allocators[] = {
 };
 
 /*
- * Lets the @n-th allocation of this task from now on fail, or none if it is 0. Returns how many
- * were still to come to the one before: 0 if it has failed. If @deep, by the kernel's fault
- * injection.
+ * Makes the @n-th allocation of this task from now on fail, or no allocation if @n is 0. Uses the
+ * kernel's fault injection if @deep, and the probes if not. Returns what is left of the @n of the
+ * previous call, which is 0 if that allocation has failed.
  */
 unsigned int percpu_ref_test_fail_nth(unsigned int n, bool deep)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What rust_percpu_ref_faults offers to the tests.
+ * Functions of rust_percpu_ref_faults that the tests use.
  */
 
 #ifndef _PERCPU_REF_TEST_FAULTS_H
@@ -10,18 +10,20 @@
 
 unsigned int percpu_ref_test_fail_nth(unsigned int n, bool deep);
 
-/* Where it is held: before the word is read, before the counter is incremented or decremented. */
+/*
+ * The instruction that is held: the one that reads the word, increments the counter, or decrements
+ * it.
+ */
 enum percpu_ref_test_place { READ_WORD, INCREMENT, DECREMENT };
 
 /**
- * struct percpu_ref_test_calls - the calls of a function of the kernel's
+ * struct percpu_ref_test_calls - a call of a function of the kernel
  * @function: the name of the function
- * @from: the calls are those whose first or second argument is this, or lies in the @size bytes
- *	after it
- * @size: 0: any arguments
- * @in_callback: the calls are those of RCU callbacks, and else those of the threads of the tests,
- *	which have the name of the test module
- * @nth: which of these calls is held, from 1 on
+ * @from: only calls are counted whose first or second argument is in the @size bytes from here on
+ * @size: if 0, calls with any arguments are counted
+ * @in_callback: if true, calls by RCU callbacks are counted, and if false, calls by threads of the
+ *	tests, which have the name of the test module
+ * @nth: the number of the counted call that is held, from 1 on
  */
 struct percpu_ref_test_calls {
 	const char *function;
@@ -32,13 +34,14 @@ struct percpu_ref_test_calls {
 };
 
 /**
- * struct percpu_ref_test_window - holds what runs a function, in the middle of it
- * @open: puts a probe on the first instruction of that kind in @function. The first that comes to
- *	it is held there, in the context that it is in, with preemption and interrupts as they are;
- *	for ten seconds at most.
- * @open_call: holds one call of a function in the same way, at the beginning of the function.
- * @is_held: whether it is.
- * @close: lets it go, and takes the probe away. Sleeps.
+ * struct percpu_ref_test_window - holds a thread or an interrupt inside a function
+ * @open: Sets a probe on the first instruction of the kind @place in @function. The first thread or
+ *	interrupt that reaches the instruction is held there for at most ten seconds. Preemption and
+ *	interrupts stay as they are.
+ * @open_call: Holds one call of a function, at the beginning of the function, for at most ten
+ *	seconds.
+ * @is_held: Returns whether a thread or an interrupt is held.
+ * @close: Ends the hold and removes the probe. Sleeps.
  */
 struct percpu_ref_test_window {
 	int (*open)(void *function, enum percpu_ref_test_place place);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A module that does not use the library, and must not pay for it when it is unloaded.
+ * A module that does not use the library, so its unloading must not wait for the library.
  */
 
 #include <linux/module.h>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Holds references in each way and context, and logs where it got them, for the tests that find
-//! the holders in the log and in debugfs.
+//! A module that gets references in different ways and contexts, and logs where it gets them.
+//!
+//! The tests compare this with the holders in the log and in debugfs.
 
 use core::ptr;
 use kernel::sync::percpu_ref::{
@@ -64,7 +65,7 @@ extern "C" {
     fn percpu_ref_held_timer_stop();
 }
 
-/// Logs how many references are got in this line, and returns what gets them.
+/// Evaluates `$get`, logs how many references it gets in this line, and returns its value.
 macro_rules! got {
     ($n:expr, $get:expr) => {{
         let got = $get;
@@ -73,9 +74,9 @@ macro_rules! got {
     }};
 }
 
-/// The object of this module, for functions without an argument; null if there is none.
+/// The object of this module, for functions without an argument, or null if there is none.
 static OBJECT: Atomic<*mut PercpuRef<Owned>> = Atomic::new(ptr::null_mut());
-/// A guard on its way from an interrupt, as `into_foreign()` made it; null if there is none.
+/// A guard that `send()` passes to `receive()`, made by `into_foreign()`, or null if there is none.
 static GUARD: Atomic<*mut c_void> = Atomic::new(ptr::null_mut());
 
 fn send(guard: PercpuRefGuard<Owned>) {
@@ -87,7 +88,8 @@ fn receive() -> PercpuRefGuard<Owned> {
     loop {
         let guard = GUARD.xchg(ptr::null_mut(), Full);
         if !guard.is_null() {
-            // SAFETY: `send()` was given the guard, which we have taken out.
+            // SAFETY: `guard` came from `into_foreign()` in `send()`, and the exchange has given us
+            // its ownership.
             return unsafe { PercpuRefGuard::from_foreign(guard) };
         }
         fsleep(Delta::from_millis(1));
@@ -97,7 +99,7 @@ fn receive() -> PercpuRefGuard<Owned> {
 /// Gets a reference in the function of a timer.
 #[no_mangle]
 extern "C" fn rust_percpu_ref_held_tick() {
-    // SAFETY: The object is there until the timer is stopped.
+    // SAFETY: `get()` stops the timer before it returns, and its caller has the object until then.
     if let Some(object) = unsafe { OBJECT.load(Acquire).as_ref() } {
         if let Some(guard) = got!(1, object.try_get()) {
             send(guard);
@@ -105,7 +107,7 @@ extern "C" fn rust_percpu_ref_held_tick() {
     }
 }
 
-/// Gets a reference elsewhere.
+/// Gets a reference: here, in a thread, in a work item, in a hard interrupt or in a softirq.
 fn get(how: u32, object: &PercpuRef<Owned>) -> Result<PercpuRefGuard<Owned>> {
     let guard = || object.try_get().ok_or(ENODEV);
     match how {
@@ -127,10 +129,11 @@ fn get(how: u32, object: &PercpuRef<Owned>) -> Result<PercpuRefGuard<Owned>> {
         }
         _ => {
             OBJECT.store(ptr::from_ref(object).cast_mut(), Release);
-            // SAFETY: The timer is stopped before it is started again, and before the module goes.
+            // SAFETY: The timer is not running, because each start is followed by the stop below.
+            // So it is also stopped before the module is unloaded.
             unsafe { percpu_ref_held_timer(how == 3) };
             let guard = receive();
-            // SAFETY: It was started.
+            // SAFETY: The timer was started above, and this is process context.
             unsafe { percpu_ref_held_timer_stop() };
             OBJECT.store(ptr::null_mut(), Release);
             Ok(guard)
@@ -142,7 +145,7 @@ struct Gate;
 
 impl Counted for Gate {}
 
-/// References in each form, got each in a line of its own.
+/// References in each form, each of which was got in a line of its own.
 struct Forms {
     _batches: [PercpuRefBatch<Gate>; 3],
     _guards: [PercpuRefGuard<Gate>; 3],
@@ -150,7 +153,7 @@ struct Forms {
     _frozen: [Frozen<Gate>; 2],
 }
 
-// SAFETY: All fields may be dropped by any thread.
+// SAFETY: Any thread can drop the fields. `foreign` is a guard, which any thread can put.
 unsafe impl Send for Forms {}
 
 // SAFETY: A shared reference gives no access to the fields.
@@ -166,13 +169,13 @@ impl Forms {
         let mut batch = got!(54, object.try_get_many(64)).ok_or(ENODEV)?;
         let taken = got!(1, batch.take()).ok_or(ENODEV)?;
         let split = got!(10, batch.split(10)).ok_or(ENODEV)?;
-        // This one joins the 53 that are left.
+        // The batch has 53 references left, and this one.
         batch.put_back(live.clone()).map_err(|_| EIO)?;
-        // What was put, taken out to the last, or given back does not hold.
+        // A guard that was put, and a batch that has become empty, are no holders.
         drop(live.clone());
         let mut single = object.try_get_many(1).ok_or(ENODEV)?;
         drop(single.take());
-        // An empty batch takes over what is put into it.
+        // An empty batch takes ownership of the guard that is put into it.
         single.put_back(got!(1, live.clone())).map_err(|_| EIO)?;
         let frozen = gate()?;
         let foreign = got!(1, live.clone());
@@ -189,7 +192,7 @@ impl Forms {
 
 impl Drop for Forms {
     fn drop(&mut self) {
-        // SAFETY: It came from `into_foreign()`, and is not used after this.
+        // SAFETY: `foreign` came from `into_foreign()`, and is not used after this.
         drop(unsafe { PercpuRefGuard::<Gate>::from_foreign(self.foreign) });
     }
 }
@@ -202,7 +205,7 @@ struct Held {
 
 impl kernel::Module for Held {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // Up to 7.2 a parameter's value is a reference.
+        // Up to Linux 7.2, a parameter's `value()` returns a reference.
         fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
             *parameter.borrow()
         }
@@ -228,7 +231,7 @@ impl kernel::Module for Held {
                 unload_holder::hold_another(&object, hold_ms)?;
                 Some(object)
             }
-            // It is the other module's object, and this module is gone while that is held.
+            // The object belongs to the other module, which holds it while this module is unloaded.
             6 => {
                 unload_holder::hold(get(0, &unload_holder::make()?)?, hold_ms)?;
                 None
@@ -237,7 +240,7 @@ impl kernel::Module for Held {
                 forms = Some(Forms::new()?);
                 None
             }
-            // A module that leaks five.
+            // Leaks five references.
             8 => {
                 let object = object()?;
                 for _ in 0..5 {
@@ -253,7 +256,8 @@ impl kernel::Module for Held {
                     let guard = match i % 5 {
                         0 => object.try_get(),
                         1 => object.try_get_live(),
-                        // Not `cloned()`, in whose line the reference would be got.
+                        // Not `cloned()`, because the reference would be got in a line of that
+                        // function.
                         2 => match many.first() {
                             Some(guard) => Some(guard.clone()),
                             None => object.try_get(),

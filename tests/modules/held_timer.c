@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A timer for `held.rs`, whose function runs once, in a hard interrupt also on PREEMPT_RT, or in a
- * softirq.
+ * A timer for `held.rs`. Its function runs once, in a softirq or in a hard interrupt, on PREEMPT_RT
+ * too.
  */
 
 #include <linux/hrtimer.h>

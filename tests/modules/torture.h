@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What `torture_c.c` calls in Rust.
+ * The functions of Rust that `torture_c.c` calls.
  */
 
 #ifndef PERCPU_REF_TORTURE_H
@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-/* Where an interrupt runs, as `Context` in torture/interrupts.rs. */
+/* The context of an interrupt, as in `Context` in torture/interrupts.rs. */
 enum { HARD_TIMER, SOFT_TIMER, WORK };
 
 void rust_percpu_ref_torture_tick(unsigned int context, bool is_right);

@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Torture, after the example of rcutorture: for a given time all that the library can do is done
-//! at once, on all CPUs.
+//! Torture, like rcutorture: all operations of the library on all CPUs at a time, for a given time.
 //!
-//! | done | by |
+//! | operation | done by |
 //! |---|---|
 //! | gets and puts, batches, RCU places and cells, guards that C has | two threads on each CPU |
-//! | the ends of objects, in each way, with timeouts | a thread on each CPU |
-//! | kills, resurrections, switches of mode, freezing, all of one object | a thread on each CPU |
-//! | the ends of objects with [`RCU_TASKS`], and of some with [`MAY_SLEEP`] | two threads |
-//! | objects of 32 types, so that classes come and go | a thread |
+//! | kills of objects, by each method, with timeouts | a thread on each CPU |
+//! | kills, resurrections, switches of mode and freezing of one object | a thread on each CPU |
+//! | kills of objects with [`RCU_TASKS`] and with [`MAY_SLEEP`] | two threads |
+//! | objects of 32 types, so that classes are made and removed | a thread |
 //! | last puts in hard interrupts (`irq_work`) | a thread |
 //! | gets, puts and kills in hard interrupts and in softirqs | two timers |
-//! | memory that is used up | a thread |
-//! | CPUs that go offline and come back | a thread |
+//! | exhaustion of memory | a thread |
+//! | taking CPUs offline and online | a thread |
 //!
-//! Every few seconds all threads rest together, and then go on on other CPUs. Modules that are
-//! loaded and unloaded meanwhile are the part of `tests/guest/init`, with `visitor.rs`.
+//! Every few seconds all threads rest at the same time, and then move to other CPUs.
+//! `tests/guest/init` loads and unloads modules during the torture; see `visitor.rs`.
 //!
-//! Inserting the module runs it, and fails with `EIO` if anything was not as it should be. What it
-//! prints in the end is a KTAP document, with a line for each thing that was done, and the verdict.
-//! Each of these things must be done at least once, and in each minute of a longer run.
+//! Inserting the module runs the torture, and fails with `EIO` if an error was found. The module
+//! prints a KTAP document with a line for each operation, and a verdict. Each operation must be
+//! done at least once, and in each minute of a longer run.
 //!
 //! [`RCU_TASKS`]: kernel::sync::percpu_ref::Counted::RCU_TASKS
 //! [`MAY_SLEEP`]: kernel::sync::percpu_ref::Counted::MAY_SLEEP
@@ -60,7 +59,7 @@ use kernel::{
 #[path = "../cases/kthread.rs"]
 mod kthread;
 
-// Has a macro for the others.
+// Declared first, because the other modules use its macro.
 #[macro_use]
 #[path = "torture/tally.rs"]
 mod tally;
@@ -104,20 +103,20 @@ extern "C" {
 }
 
 define_per_cpu! {
-    /// The gets and the interrupts, by CPU, whether that is online or not.
+    /// The numbers of gets and of interrupts on each CPU, online or not.
     static BY_CPU: [Local<u64>; 2] = [Local::new(0), Local::new(0)];
 }
 
-/// What all threads use.
+/// Shared by all threads.
 struct Stage {
     places: [RcuPercpuRef<Item<PLAIN>>; 8],
-    /// Those whose objects are killed by interrupts.
+    /// Places whose objects are killed by interrupts.
     doomed: [RcuPercpuRef<Item<PLAIN>>; 16],
     tasks: [RcuPercpuRef<Item<TASKS>>; 4],
     sleepers: [RcuPercpuRef<Item<SLEEPER>>; 4],
     pairs: [RcuCell<Pair>; 8],
     gate: PercpuRef<Gate, Reinit>,
-    /// One that stays alive to the end.
+    /// An object that is live until the end.
     kept: PercpuRef<Gate, Reinit>,
     /// A guard for another thread to drop.
     left: Pin<KBox<Mutex<Option<PercpuRefGuard<Item<PLAIN>>>>>>,
@@ -143,8 +142,10 @@ impl Stage {
         })
     }
 
-    /// Returns whether a thread must do one more turn. In a pause, rests, and then moves to another
-    /// CPU. The thread must have no guard.
+    /// Returns whether the calling thread must do one more turn.
+    ///
+    /// In a pause, sleeps until its end, and then moves the thread to another CPU. The caller must
+    /// have no guard.
     fn goes_on(&self, turn: usize) -> bool {
         if self.is_pause.load(Acquire) != 0 {
             self.tidy_up();
@@ -153,7 +154,8 @@ impl Stage {
                 fsleep(Delta::from_millis(1));
             }
             self.resting.fetch_sub(1, Relaxed);
-            // SAFETY: The current thread is one of ours.
+            // SAFETY: `percpu_ref_torture_move()` moves the current task, which is a kernel thread
+            // of this module.
             if turn != 0 && unsafe { percpu_ref_torture_move(turn as c_uint) } {
                 MOVES.inc();
             }
@@ -165,8 +167,10 @@ impl Stage {
         goes_on
     }
 
-    /// Has all threads rest for a tenth of a second, unless one does not come in time. One that
-    /// waits for RCU Tasks is at rest, too.
+    /// Makes all threads rest for a tenth of a second.
+    ///
+    /// Gives up if they do not all rest within five seconds. A thread that waits for RCU Tasks
+    /// counts as resting.
     fn pause(&self) {
         let start = Instant::<Monotonic>::now();
         self.is_pause.store(1, Release);
@@ -201,18 +205,20 @@ impl kernel::Module for Torture {
     }
 }
 
-/// What a parameter is set to; up to 7.2 that is a reference.
+/// Returns the value of a parameter.
+///
+/// Up to Linux 7.2, a parameter's `value()` returns a reference.
 fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
     *parameter.borrow()
 }
 
-/// What a thread has after the end of the stage.
+/// The time in which each thread must end after the end of the torture.
 const TAIL: Delta = Delta::from_secs(60);
 
-/// Runs the torture, and prints the verdict. Returns whether all was right.
+/// Runs the torture, prints the verdict, and returns whether no error was found.
 fn run(seconds: u32, with_offline: bool) -> Result<bool> {
     let stage = Arc::new(Stage::new()?, GFP_KERNEL)?;
-    // SAFETY: The stage is there until `stop()` is called.
+    // SAFETY: `stop()` is called below, before the stage is dropped.
     unsafe { interrupts::start(&stage) };
     let mut threads = KVec::new();
     let result = start(&stage, &mut threads, with_offline);
@@ -236,7 +242,8 @@ fn run(seconds: u32, with_offline: bool) -> Result<bool> {
         expect!(all_ended);
         verdict(seconds, with_offline);
     }
-    // Threads that do not end run code of this module, so this does not end, either.
+    // This waits for the threads. It never returns if a thread does not end, because that thread
+    // runs code of this module.
     drop(threads);
     interrupts::stop();
     result?;
@@ -244,7 +251,7 @@ fn run(seconds: u32, with_offline: bool) -> Result<bool> {
     Ok(all_ended && verdict(seconds, with_offline))
 }
 
-/// Lets the torture go on for so long, with pauses, and looks whether it does.
+/// Lets the torture run for `time`, with pauses, and checks in each minute that it makes progress.
 fn watch(stage: &Stage, time: Delta, with_offline: bool) {
     let start = Instant::<Monotonic>::now();
     let mut next_pause = Delta::from_secs(2);
@@ -278,7 +285,8 @@ fn start(stage: &Arc<Stage>, threads: &mut KVec<Thread>, with_offline: bool) -> 
                 let stage = stage.clone();
                 let run = move || {
                     (part.run)(&stage, number * 3);
-                    // The stage may be gone when the thread has ended.
+                    // `end()` drops the last reference to the stage, so this thread must drop its
+                    // own reference first.
                     drop(stage);
                     part.running.fetch_sub(1, Relaxed);
                     THREADS_ENDED.inc();
@@ -289,7 +297,7 @@ fn start(stage: &Arc<Stage>, threads: &mut KVec<Thread>, with_offline: bool) -> 
                     part.running.fetch_sub(1, Relaxed);
                 })?;
                 THREADS.inc();
-                // There is room for it.
+                // Room was reserved above, so this does not fail.
                 let _ = threads.push(thread, GFP_KERNEL);
             }
             if part.on_each_cpu == 0 {
@@ -300,7 +308,7 @@ fn start(stage: &Arc<Stage>, threads: &mut KVec<Thread>, with_offline: bool) -> 
     Ok(())
 }
 
-/// Ends what is left when all threads are gone, and compares.
+/// Kills the remaining objects after all threads have ended, and checks the numbers.
 fn end(stage: Arc<Stage>) {
     for gate in [&stage.gate, &stage.kept] {
         if gate.kill_and_confirm() {
@@ -316,7 +324,7 @@ fn end(stage: Arc<Stage>) {
     }
     drop(stage);
     rcu::rcu_barrier();
-    // The objects that wait for RCU Tasks, and those whose release sleeps.
+    // `rcu_barrier()` does not wait for RCU Tasks, or for releases that sleep.
     let start = Instant::<Monotonic>::now();
     while OBJECTS_DROPPED.get() != OBJECTS.get() && start.elapsed() < TAIL {
         fsleep(Delta::from_millis(10));

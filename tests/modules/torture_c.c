@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the torture needs of C: interrupts, places that C has guards in, and what it does to the
- * machine. The timers' functions run in a hard interrupt and in a softirq, and those of the work
- * items in a hard interrupt, also on PREEMPT_RT.
+ * The C part of the torture: interrupts, places in which C has guards, and the use of memory and
+ * CPUs. The functions of the timers run in a hard interrupt and in a softirq, and those of the work
+ * items run in a hard interrupt, on PREEMPT_RT too.
  */
 
 #include <linux/atomic.h>
@@ -35,7 +35,7 @@ static enum hrtimer_restart tick_soft(struct hrtimer *timer)
 	return HRTIMER_RESTART;
 }
 
-/* A guard on its way to be put in an interrupt of this CPU. */
+/* A guard that an interrupt on this CPU will put. */
 struct parcel {
 	struct irq_work work;
 	atomic_t is_taken;
@@ -53,7 +53,10 @@ static void deliver(struct irq_work *work)
 	atomic_set_release(&parcel->is_taken, 0);
 }
 
-/* Takes ownership of a guard, unless all parcels are under way. */
+/*
+ * Takes ownership of a guard, which an interrupt then puts. Returns false and does not take
+ * ownership if all parcels are in use.
+ */
 bool percpu_ref_torture_send(void *guard)
 {
 	struct parcel *parcel;
@@ -61,7 +64,7 @@ bool percpu_ref_torture_send(void *guard)
 	for (parcel = parcels; parcel < parcels + ARRAY_SIZE(parcels); parcel++) {
 		if (atomic_cmpxchg(&parcel->is_taken, 0, 1) == 0) {
 			parcel->guard = guard;
-			/* The last run of its function may still be about to return. */
+			/* The previous run of its function may not have returned yet. */
 			irq_work_sync(&parcel->work);
 			irq_work_queue(&parcel->work);
 			return true;
@@ -70,10 +73,10 @@ bool percpu_ref_torture_send(void *guard)
 	return false;
 }
 
-/* Where C keeps guards. */
+/* The places in which C has guards. */
 static void *shelves[8];
 
-/* Puts a guard, or NULL, in the place of another one, which the caller then owns. */
+/* Replaces the guard in a place by @guard, or by NULL. Returns the old guard to the caller. */
 void *percpu_ref_torture_swap(unsigned int n, void *guard)
 {
 	return xchg(&shelves[n % ARRAY_SIZE(shelves)], guard);
@@ -91,7 +94,7 @@ void percpu_ref_torture_start(void)
 	hrtimer_start(&soft_timer, us_to_ktime(1500), HRTIMER_MODE_REL_SOFT);
 }
 
-/* No function of ours runs in an interrupt after this. */
+/* Stops the interrupts. After this, no function of the torture runs in an interrupt. */
 void percpu_ref_torture_stop(void)
 {
 	struct parcel *parcel;
@@ -107,7 +110,7 @@ bool percpu_ref_torture_in_hardirq(void)
 	return in_hardirq();
 }
 
-/* Moves the current thread to another CPU. */
+/* Moves the current thread to an online CPU. Returns whether it was moved. */
 bool percpu_ref_torture_move(unsigned int n)
 {
 	unsigned int cpu = cpumask_nth(n % num_online_cpus(), cpu_online_mask);
@@ -116,9 +119,9 @@ bool percpu_ref_torture_move(unsigned int n)
 }
 
 /*
- * Takes memory, from the largest blocks to the smallest, until no more is to be had, or an eighth
- * is left, or half a second has passed, and frees it. The out-of-memory killer has no reason to
- * come. Returns the number of pages.
+ * Allocates blocks of memory from the largest to the smallest, and frees them. Stops when an
+ * allocation fails for the smallest blocks, when an eighth of the memory is left, or after half a
+ * second, so the out-of-memory killer is not invoked. Returns the number of pages.
  */
 unsigned long percpu_ref_torture_use_memory(void)
 {

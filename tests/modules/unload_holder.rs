@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A module that holds references to another module's objects, and puts them some time later.
+//! A module that holds references to objects of other modules, and puts them some time later.
 //!
-//! The other one is `unload_owner.rs`, which can be unloaded meanwhile.
+//! The other modules, such as `unload_owner.rs`, can be unloaded while it holds the references.
 
 use core::ptr;
 use kernel::sync::percpu_ref::{
@@ -44,9 +44,9 @@ module! {
     license: "GPL",
 }
 
-/// An object whose end calls into the module that made it.
+/// An object whose release calls a function of the module that made it.
 pub struct Owned {
-    /// Lies in the owner's code.
+    /// The function, which is code of the owner.
     pub on_release: fn(),
 }
 
@@ -57,7 +57,7 @@ impl Counted for Owned {
 }
 
 global_lock! {
-    // SAFETY: Initialised when the module is.
+    // SAFETY: `init()` initialises the lock once, before another function can use it.
     unsafe(uninit) static HOLDING: Mutex<Option<Thread>> = None;
 }
 
@@ -65,9 +65,9 @@ struct Holder;
 
 impl kernel::Module for Holder {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // SAFETY: Called once, before `hold()` can be.
+        // SAFETY: This is called once, before another module can call `hold()`.
         unsafe { HOLDING.init() };
-        // SAFETY: The block is static, and unregistered when the module is dropped.
+        // SAFETY: The block is static. `drop()` unregisters it before the module is unloaded.
         unsafe { bindings::register_module_notifier(BLOCK.0.get()) };
         Ok(Self)
     }
@@ -75,19 +75,19 @@ impl kernel::Module for Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // SAFETY: `init()` registered it.
+        // SAFETY: `init()` has registered the block.
         unsafe { bindings::unregister_module_notifier(BLOCK.0.get()) };
         let thread = HOLDING.lock().take();
         drop(thread);
     }
 }
 
-/// What is called when a module goes, after the library's own notifier, or null.
+/// A function that is called when a module is unloaded, after the library's notifier, or null.
 static AT_GOING: Atomic<*mut c_void> = Atomic::new(ptr::null_mut());
 
 struct Block(Opaque<bindings::notifier_block>);
 
-// SAFETY: Only the kernel uses it.
+// SAFETY: Only the kernel accesses the block, under its own lock.
 unsafe impl Sync for Block {}
 
 static BLOCK: Block = Block(Opaque::new(bindings::notifier_block {
@@ -96,6 +96,8 @@ static BLOCK: Block = Block(Opaque::new(bindings::notifier_block {
     priority: 0,
 }));
 
+/// Calls the function of [`call_when_going`] when a module is unloaded.
+///
 /// # Safety
 ///
 /// Must be called by the kernel for an event of a module.
@@ -107,8 +109,8 @@ unsafe extern "C" fn going(
     if event == bindings::module_state_MODULE_STATE_GOING as c_ulong {
         let call = AT_GOING.xchg(ptr::null_mut(), Full);
         if !call.is_null() {
-            // SAFETY: `call_when_going()` stored it. The module that it lies in goes now, and its
-            // memory is not freed before the notifiers have returned.
+            // SAFETY: `call_when_going()` has stored a `fn()`. It belongs to the module that is
+            // being unloaded, whose memory is freed after the notifiers have returned.
             let call = unsafe { core::mem::transmute::<*mut c_void, fn()>(call) };
             call();
         }
@@ -116,12 +118,14 @@ unsafe extern "C" fn going(
     0
 }
 
-/// Has `call` called, once, when the next module goes. That must be the one that `call` lies in.
+/// Makes the notifier call `call` once, when the next module is unloaded.
+///
+/// That must be the module that `call` belongs to.
 pub fn call_when_going(call: fn()) {
     AT_GOING.store(call as *mut c_void, Release);
 }
 
-/// Gets one more reference, and puts it after so many milliseconds.
+/// Gets another reference, and puts it after `ms` milliseconds.
 pub fn hold_another(object: &PercpuRef<Owned>, ms: u32) -> Result {
     let guard = object.try_get();
     pr_info!("expect 1 {}:{}\n", file!(), line!() - 1);
@@ -134,10 +138,10 @@ pub fn make() -> Result<PercpuRef<Owned>> {
     Ok(UniquePercpuRef::new(Owned { on_release }, GFP_KERNEL)?.into())
 }
 
-/// Returns whether the memory of the object that was at `address` is given to a new one.
+/// Returns whether the memory of an object that was at `address` is reused for a new object.
 fn is_free(address: *const Owned) -> bool {
     let mut others = KVec::new();
-    // A slab gives out first what came back last.
+    // A slab allocates the memory first that was freed last.
     for _ in 0..200 {
         match UniquePercpuRef::new(Owned { on_release: || () }, GFP_KERNEL) {
             Ok(other) if ptr::from_ref(&*other) == address => return true,
@@ -152,8 +156,9 @@ fn is_free(address: *const Owned) -> bool {
     false
 }
 
-/// Puts `guard` after so many milliseconds, and says so. One at a time: a second call waits for the
-/// first guard.
+/// Puts `guard` after `ms` milliseconds, and logs it.
+///
+/// Holds one guard at a time: a second call waits until the first guard is put.
 pub fn hold(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
     hold_and_call(guard, ms, |address| {
         if is_free(address) {
@@ -163,7 +168,7 @@ pub fn hold(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
     })
 }
 
-/// Puts `guard` as [`hold`] does, and says nothing.
+/// Puts `guard` as [`hold`] does, and logs nothing.
 pub fn hold_quietly(guard: PercpuRefGuard<Owned>, ms: u32) -> Result {
     hold_and_call(guard, ms, |_| {})
 }

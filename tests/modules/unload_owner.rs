@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A module that is unloaded while its objects are still coming to their ends.
+//! A module that is unloaded before its objects are released.
 //!
-//! It kills many references right before it goes, and one that `unload_holder.rs` holds on to.
+//! Its exit function kills many objects, and one that `unload_holder.rs` holds a reference to.
 
 use kernel::sync::percpu_ref::{
     Counted,
@@ -94,12 +94,12 @@ struct Owner {
     _parent: Option<PercpuRef<Parent>>,
 }
 
-/// An object that is dropped by RCU, and then passes another one to RCU.
+/// An object that RCU drops, which passes another object to RCU in its drop.
 struct Outer {
     _inner: RcuBox<Inner>,
 }
 
-/// An object that is dropped by RCU.
+/// An object that RCU drops.
 struct Inner {
     number: u32,
     boxes: u32,
@@ -113,7 +113,7 @@ impl Drop for Inner {
     }
 }
 
-/// An object whose release takes its time.
+/// An object whose release sleeps for some milliseconds.
 struct Slow(u32);
 
 impl Counted for Slow {
@@ -125,7 +125,7 @@ impl Counted for Slow {
     }
 }
 
-/// Asks for what must be refused, since the module is closed.
+/// Asks for an object and a callback, which must be refused because the module is closed.
 fn ask_when_closed() {
     let error = UniquePercpuRef::new(Late, GFP_KERNEL).err();
     pr_info!("when closed: {}\n", error.map_or(0, Error::to_errno));
@@ -143,7 +143,7 @@ impl RcuCallback for Once {
     }
 }
 
-/// Asks for an object of a type that had one before.
+/// Asks for an object of the type [`Late`].
 fn ask_again() {
     match UniquePercpuRef::new(Late, GFP_KERNEL) {
         Ok(_) => pr_info!("got one more object\n"),
@@ -168,7 +168,7 @@ impl RcuCallback for Again {
     }
 }
 
-/// An object that takes its time to be dropped, and then asks for another one.
+/// An object whose drop sleeps and then asks for another object.
 struct Parent;
 
 impl Counted for Parent {
@@ -182,8 +182,9 @@ impl Drop for Parent {
     }
 }
 
-/// Starts a thread that puts the last reference to an object after the exit function has returned,
-/// and then runs on without sleeping.
+/// Starts a thread that puts the last reference to an object, and then runs without sleeping.
+///
+/// It puts the reference after half a second, when the exit function has returned.
 fn linger(ms: u32) -> Result {
     let object = Object(KBox::new(1, GFP_KERNEL)?);
     let object = PercpuRef::from(UniquePercpuRef::new(object, GFP_KERNEL)?);
@@ -199,12 +200,12 @@ fn linger(ms: u32) -> Result {
         }
         pr_info!("has lingered\n");
     })?;
-    // Its end must not be waited for here.
+    // A drop of the thread would wait for its end.
     core::mem::forget(thread);
     Ok(())
 }
 
-/// Its release is code of this module, as its `drop` is.
+/// An object whose release and drop are code of this module.
 struct Object(KBox<u32>);
 
 impl Counted for Object {
@@ -215,7 +216,7 @@ impl Counted for Object {
     }
 }
 
-/// An RCU callback that does not come to an end, and sees to it that there is an [`Heir`].
+/// An RCU callback that queues itself forever, and makes an [`Heir`] if there is none.
 struct Endless;
 
 impl RcuCallback for Endless {
@@ -227,7 +228,7 @@ impl RcuCallback for Endless {
     }
 }
 
-/// An object that makes another of its kind when it ends.
+/// An object whose release makes another object of its type.
 struct Heir;
 
 static HEIRS: Atomic<i32> = Atomic::new(0);
@@ -248,14 +249,16 @@ impl Counted for Heir {
     }
 }
 
-/// A type whose first object is made when the module is closed.
+/// The type of the objects that are asked for during the unloading.
 struct Late;
 
 impl Counted for Late {}
 
-/// Asks for an object when the module may be at its end; called by a thread of `unload_holder.rs`.
+/// Asks for an object after the library has stopped waiting for the module.
+///
+/// A thread of `unload_holder.rs` calls this.
 fn ask_too_late() {
-    // Until after the library has given up waiting.
+    // In this time, the library's wait ends by its bound.
     fsleep(Delta::from_millis(2000));
     match UniquePercpuRef::new(Late, GFP_KERNEL) {
         Ok(_) => pr_info!("got one more object\n"),
@@ -263,7 +266,9 @@ fn ask_too_late() {
     }
 }
 
-/// What a parameter is set to; up to 7.2 that is a reference.
+/// Returns the value of a parameter.
+///
+/// Up to Linux 7.2, a parameter's `value()` returns a reference.
 fn value(parameter: impl core::borrow::Borrow<u32>) -> u32 {
     *parameter.borrow()
 }
@@ -324,7 +329,7 @@ impl kernel::Module for Owner {
             unload_holder::call_when_going(ask_when_closed);
         }
         if value(module_parameters::at_release.value()) == 1 {
-            // The first of its type.
+            // Makes the first object of its type, so that the library has a class for the type.
             ask_again();
         }
         let parent = if value(module_parameters::at_drop.value()) != 0 {
@@ -344,7 +349,7 @@ impl kernel::Module for Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // Then the fields are dropped, which kills what they are the owners of.
+        // After this, the fields are dropped, which kills the objects that they own.
         pr_info!("exit\n");
     }
 }

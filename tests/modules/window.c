@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Holds what gets or puts a reference, before it reads the word or before it counts; and any thread
- * or RCU callback before one of its atomic operations, which are functions of the kernel's where
- * CONFIG_RUST_INLINE_HELPERS is not set.
+ * Holds a get or a put of a reference before it reads the word or before it counts, and a thread or
+ * an RCU callback before one of its atomic operations. Atomic operations are functions of the
+ * kernel if CONFIG_RUST_INLINE_HELPERS is not set.
  *
- * The parameter `hold` does the latter from the shell: the name of a function opens the window for
- * its first call by a thread of the tests, and an empty name closes it. It reads as 1 while a
- * thread is held.
+ * The parameter `hold` holds an atomic operation from the shell. The name of a function opens the
+ * window for its first call by a thread of the tests, and an empty name closes the window. The
+ * parameter reads as 1 while a thread is held.
  */
 
 #include <linux/delay.h>
@@ -28,8 +28,8 @@ static struct percpu_ref_test_calls calls;
 static atomic_t calls_left;
 
 /*
- * A probe leads here, and this returns to the instruction under the probe. So all registers must
- * be as they were. The flags need not: they are set again before they are used.
+ * Runs when a probe is hit, and returns to the instruction under the probe. So it must not change
+ * any register. It may change the flags, because the code sets them again before it uses them.
  */
 static noinline notrace __no_sanitize_address __no_caller_saved_registers void hold(void)
 {
@@ -45,27 +45,27 @@ static int divert(struct kprobe *probe, struct pt_regs *regs)
 {
 	if (!xchg(&armed, false))
 		return 0;
-	/* As a call of hold() from before the instruction. */
+	/* Emulates a call of hold() right before the instruction. */
 	int3_emulate_push(regs, (unsigned long)probe->addr);
 	regs->ip = (unsigned long)hold;
 	return 1;
 }
 
-/* With this, the probe is an int3 always. */
+/* With a post handler, the probe is never optimised into a jump, so it stays an int3. */
 static void nothing(struct kprobe *probe, struct pt_regs *regs, unsigned long flags)
 {
 }
 
 static struct kprobe probe;
 
-/* Whether such an instruction may begin at @code. */
+/* Returns whether an instruction of the kind @place may begin at @code. */
 static bool is_at(const u8 *code, enum percpu_ref_test_place place)
 {
-	/* movq of what is 8 bytes after where a register points to: the word comes second. */
+	/* A movq from 8 bytes after a register, which is where the compiler has put the word. */
 	if (place == READ_WORD)
 		return (code[0] & 0xf8) == 0x48 && code[1] == 0x8b && code[2] >> 6 == 1 &&
 		       code[3] == 8;
-	/* incq or decq of what is at %gs and a register; that of a variable has %rip. */
+	/* An incq or decq at %gs and a register. That of a static variable is relative to %rip. */
 	return code[0] == 0x65 && (code[1] & 0xf8) == 0x48 && code[2] == 0xff &&
 	       (code[3] & 0xc7) != 0x05 && (code[3] >> 3 & 7) == (place == DECREMENT);
 }
@@ -85,7 +85,7 @@ static int window_open(void *function, enum percpu_ref_test_place place)
 			.pre_handler = divert,
 			.post_handler = nothing,
 		};
-		/* It fails in the middle of an instruction. */
+		/* This fails if @code is in the middle of an instruction. */
 		err = register_kprobe(&probe);
 		if (!err)
 			break;
@@ -93,9 +93,10 @@ static int window_open(void *function, enum percpu_ref_test_place place)
 	return err;
 }
 
+/* Returns whether this call of the function is one that is counted. */
 static bool is_meant(struct pt_regs *regs)
 {
-	/* The variable comes second where a value comes first. */
+	/* The variable is the second argument of functions whose first argument is a value. */
 	unsigned long first = regs_get_kernel_argument(regs, 0) - calls.from;
 	unsigned long second = regs_get_kernel_argument(regs, 1) - calls.from;
 
@@ -130,7 +131,7 @@ static int window_open_call(const struct percpu_ref_test_calls *wanted)
 	if (err || !kprobe_ftrace(&probe))
 		return err;
 
-	/* There, ftrace would return to its caller. The next instruction is as good. */
+	/* hold() would return into ftrace. So the probe is set on the next instruction instead. */
 	unregister_kprobe(&probe);
 	probe = (struct kprobe) {
 		.addr = probe.addr + CALL_INSN_SIZE,
@@ -154,7 +155,7 @@ static void window_close(void)
 	unregister_kprobe(&probe);
 }
 #else
-/* The tests skip what needs it. */
+/* The tests skip the cases that need a window. */
 static int window_open(void *function, enum percpu_ref_test_place place)
 {
 	return -EOPNOTSUPP;

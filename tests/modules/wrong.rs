@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Deliberate bugs, which the checkers of a debugging kernel must find, and `scripts/results` must
-//! find in its log. Never insert this module on a machine that is in use.
+//! Deliberate bugs, which the checkers of a debugging kernel must report in its log.
+//!
+//! `scripts/results` must find the reports. Never insert this module on a machine that is in use.
 
 use core::mem::forget;
 use kernel::preempt::PreemptGuard;
@@ -35,7 +36,7 @@ struct Number(u32);
 
 impl Counted for Number {}
 
-/// Takes a mutex in its release, which may be called where one must not sleep.
+/// An object whose release takes a mutex, although it may be called where it must not sleep.
 struct Sleeping(Pin<KBox<Mutex<u32>>>);
 
 impl Counted for Sleeping {
@@ -51,9 +52,9 @@ fn use_after_free() -> Result {
     drop(guard);
     object.kill_and_wait();
     drop(object);
-    // With CONFIG_RUST_PERCPU_REF_DEBUG, its memory is freed by RCU.
+    // With CONFIG_RUST_PERCPU_REF_DEBUG, the memory is freed after a grace period.
     rcu::rcu_barrier();
-    // SAFETY: None: the object is gone.
+    // SAFETY: This is not safe: the object was freed.
     let number = unsafe { number.read_volatile() };
     pr_info!("{number}\n");
     Ok(())
@@ -69,27 +70,29 @@ fn sleep_in_callback() -> Result {
     Ok(())
 }
 
-/// Registers a module notifier in its release, and unregisters it.
+/// An object whose release registers and unregisters a module notifier.
 struct Notifying;
 
 impl Counted for Notifying {
     const MAY_SLEEP: bool = true;
 
     fn release(&self) {
-        // SAFETY: The function takes no arguments, and may sleep here.
+        // SAFETY: `percpu_ref_test_register_notifier()` can be called where it may sleep.
         unsafe { percpu_ref_test_register_notifier() };
     }
 }
 
-/// Lets such a release run before the module is unloaded, which waits for releases with the chain
-/// of notifiers held.
+/// Runs a release that registers a module notifier, before the module is unloaded.
+///
+/// The library waits for releases in a notifier, with the lock of the notifier chain held.
 fn notifier_in_release() -> Result {
     PercpuRef::from(UniquePercpuRef::new(Notifying, GFP_KERNEL)?).kill_and_wait();
     Ok(())
 }
 
-/// Waits for a release under a lock that a holder takes. It goes well here, since the two do so one
-/// after the other.
+/// Waits for a release under a lock that a holder of a reference takes.
+///
+/// There is no deadlock here, because the holder has already put its reference.
 fn wait_with_lock() -> Result {
     let lock = KBox::pin_init(new_mutex!(0), GFP_KERNEL)?;
     let object = PercpuRef::from(UniquePercpuRef::new(Number(7), GFP_KERNEL)?);
@@ -106,7 +109,7 @@ fn wait_with_lock() -> Result {
     Ok(())
 }
 
-/// Disables preemption without a bound.
+/// Disables preemption to an unlimited depth.
 fn too_deep() {
     loop {
         forget(PreemptGuard::new());
@@ -120,7 +123,7 @@ fn leak() -> Result {
 
 fn overflow() -> Result {
     let number = UniquePercpuRef::new(Number(u32::MAX), GFP_KERNEL)?;
-    // The compiler is not to see it.
+    // The compiler must not see the overflow.
     let one = core::hint::black_box(1);
     pr_info!("{}\n", number.0 + one);
     Ok(())
@@ -130,7 +133,7 @@ struct Wrong;
 
 impl kernel::Module for Wrong {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // Up to 7.2 a parameter's value is a reference.
+        // Up to Linux 7.2, a parameter's `value()` returns a reference.
         let bug: u32 = *core::borrow::Borrow::borrow(&module_parameters::bug.value());
         match bug {
             10 => use_after_free()?,
@@ -140,7 +143,7 @@ impl kernel::Module for Wrong {
             15 => notifier_in_release()?,
             16 => too_deep(),
             17 => wait_with_lock()?,
-            // SAFETY: None, as is its purpose.
+            // SAFETY: This is not safe: the function has the bugs that the checkers must find.
             _ => unsafe { percpu_ref_test_wrong(bug) },
         }
         pr_info!(

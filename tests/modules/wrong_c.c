@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Bugs in C, for `wrong.rs`. None of them does harm: what they leave is put right by the checker
- * that finds it, or leaked.
+ * Bugs in C, for `wrong.rs`. They do no damage: the checker that finds a bug repairs its effects,
+ * or memory is leaked.
  */
 
 #include <linux/cpumask.h>
@@ -53,17 +53,17 @@ void percpu_ref_test_wrong(unsigned int bug)
 		return;
 	switch (bug) {
 	case 0:
-		/* Not in a read-side critical section. */
+		/* This is not in a read-side critical section. */
 		if (rcu_dereference(victim->next))
 			return;
 		break;
 	case 1:
-		/* The second call comes before the callback. */
+		/* The second call comes before the callback has run. */
 		rcu_read_lock();
 		call_rcu(&victim->rcu, do_nothing);
 		call_rcu(&victim->rcu, do_nothing);
 		rcu_read_unlock();
-		/* Freed by nobody. */
+		/* The memory is leaked. */
 		rcu_barrier();
 		return;
 	case 2:

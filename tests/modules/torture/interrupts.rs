@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the torture does in interrupts, and what C does for it.
+//! The interrupts of the torture, and its calls into C.
 
 use super::objects::*;
 use super::tally::*;
@@ -30,63 +30,68 @@ extern "C" {
 
 type Guard = PercpuRefGuard<Item<PLAIN>>;
 
-/// The [`Stage`], for the interrupts; null if there is none.
+/// The [`Stage`], for the interrupts, or null if there is none.
 static STAGE: Atomic<*mut Stage> = Atomic::new(ptr::null_mut());
 
-/// Begins the interrupts.
+/// Starts the interrupts.
 ///
 /// # Safety
 ///
 /// `stage` must be valid until [`stop`] has returned.
 pub(crate) unsafe fn start(stage: &Stage) {
     STAGE.store(ptr::from_ref(stage).cast_mut(), Release);
-    // SAFETY: Called once.
+    // SAFETY: `run()` calls this once, and `stop()` after it.
     unsafe { percpu_ref_torture_start() };
 }
 
-/// Ends the interrupts that [`start`] began. All that used [`send`] must have stopped.
+/// Stops the interrupts that [`start`] has started.
+///
+/// All threads that use [`send`] must have ended.
 pub(crate) fn stop() {
-    // SAFETY: They were begun, and we are in process context.
+    // SAFETY: `start()` was called before, and this is process context.
     unsafe { percpu_ref_torture_stop() };
 }
 
 pub(crate) fn in_hardirq() -> bool {
-    // SAFETY: Can be called from any context.
+    // SAFETY: `percpu_ref_torture_in_hardirq()` can be called from any context.
     unsafe { percpu_ref_torture_in_hardirq() }
 }
 
-/// Has a guard put in an interrupt, which follows at once. Gives it back if too many are under way.
+/// Passes a guard to an interrupt, which puts it at once.
+///
+/// Returns the guard if too many guards are in flight.
 pub(crate) fn send(guard: Guard) -> Option<Guard> {
     let guard = guard.into_foreign();
-    // SAFETY: C passes the guard to `rust_percpu_ref_torture_put()`.
+    // SAFETY: If it takes the guard, C passes it to `rust_percpu_ref_torture_put()` once.
     if unsafe { percpu_ref_torture_send(guard) } {
         SENT.inc();
         return None;
     }
-    // SAFETY: C did not take it.
+    // SAFETY: `guard` came from `into_foreign()`, and C did not take it.
     Some(unsafe { Guard::from_foreign(guard) })
 }
 
-/// Gives a guard to C, or none, and returns what C had at this place.
+/// Passes a guard, or none, to a place in C, and returns the guard that was in this place.
 pub(crate) fn swap(n: usize, guard: Option<Guard>) -> Option<Guard> {
     let guard = guard.map_or(ptr::null_mut(), |guard| {
         GIVEN_TO_C.inc();
         let guard = guard.into_foreign();
-        // SAFETY: The guard is ours.
+        // SAFETY: `guard` came from `into_foreign()`, and was not passed to C yet.
         expect!(unsafe { Guard::borrow(guard) }.is_alive());
         guard
     });
-    // SAFETY: Can be called from any context.
+    // SAFETY: `percpu_ref_torture_swap()` can be called from any context.
     let old = unsafe { percpu_ref_torture_swap(n as c_uint, guard) };
     if old.is_null() {
         return None;
     }
     TAKEN_FROM_C.inc();
-    // SAFETY: It was given to C above, and is taken back once.
+    // SAFETY: `old` came from `into_foreign()` in an earlier call, and the exchange in C has given
+    // us its ownership.
     Some(unsafe { Guard::from_foreign(old) })
 }
 
-/// Where an interrupt runs; as in torture_c.c.
+/// The context of an interrupt, as in torture.h.
 #[derive(Clone, Copy, PartialEq)]
 enum Context {
     HardTimer,
@@ -94,11 +99,12 @@ enum Context {
     Work,
 }
 
-/// The function of all interrupts.
+/// Runs in each interrupt.
 #[no_mangle]
 extern "C" fn rust_percpu_ref_torture_tick(context: c_uint, is_right: bool) {
     expect!(is_right);
-    // SAFETY: The interrupts are stopped before the stage is gone.
+    // SAFETY: By the safety requirements of `start()`, the stage is valid until the interrupts are
+    // stopped.
     let stage = unsafe { &*STAGE.load(Acquire) };
     let (context, tally) = match context {
         0 => (Context::HardTimer, &HARD_TIMERS),
@@ -127,7 +133,7 @@ extern "C" fn rust_percpu_ref_torture_tick(context: c_uint, is_right: bool) {
         return;
     }
     drop(swap(turn, None));
-    // The other end of an object that was made for this.
+    // Kills an object that a thread has made for this.
     if turn & 7 == 0 {
         if let Some(old) = stage.doomed[(turn >> 3) & 15].replace(None) {
             TO_CONFIRM.inc();
@@ -135,7 +141,7 @@ extern "C" fn rust_percpu_ref_torture_tick(context: c_uint, is_right: bool) {
             killed(context);
         }
     }
-    // The release may run in here.
+    // The release may run inside this kill.
     if turn & 127 == 0 && !stage.gate.is_dying() && stage.gate.kill_and_confirm() {
         TO_CONFIRM.inc();
         killed(context);
@@ -150,10 +156,10 @@ fn killed(context: Context) {
     }
 }
 
-/// Puts what [`send`] was given.
+/// Puts a guard that was passed to [`send`].
 #[no_mangle]
 extern "C" fn rust_percpu_ref_torture_put(guard: *mut c_void) {
-    // SAFETY: `send()` gave it to C, which calls this once.
+    // SAFETY: `guard` came from `into_foreign()` in `send()`, and C calls this once for it.
     let guard = unsafe { Guard::from_foreign(guard) };
     expect!(guard.is_alive());
     drop(guard);

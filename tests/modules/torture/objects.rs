@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The objects of the torture, each of which notices when it is used after its end.
+//! The objects of the torture, each of which detects a use after its drop.
 
 use super::tally::*;
 use super::{
@@ -31,7 +31,7 @@ use kernel::{
     },
 };
 
-/// Counts a get in the variable of the local CPU.
+/// Counts a get (0) or an interrupt (1) in the local CPU's counter.
 pub(crate) fn count_by_cpu(index: usize) {
     if let Some(counter) = BY_CPU.element(index) {
         counter.inc();
@@ -41,7 +41,9 @@ pub(crate) fn count_by_cpu(index: usize) {
 const ALIVE: u32 = 0x600d_600d;
 const DEAD: u32 = 0xdead_dead;
 
-/// An object that comes and goes. Each number is a type, and has a class in the library.
+/// An object with one life.
+///
+/// Each `N` is another type, which has a class of its own in the library.
 pub(crate) struct Item<const N: usize> {
     canary: Atomic<u32>,
     confirmed: Atomic<u32>,
@@ -49,20 +51,21 @@ pub(crate) struct Item<const N: usize> {
 }
 
 pub(crate) const PLAIN: usize = 0;
-/// The end of such an object waits for RCU Tasks.
+/// The kill of an object of this type waits for RCU Tasks.
 pub(crate) const TASKS: usize = 1;
-/// The release of such an object sleeps.
+/// The release of an object of this type sleeps.
 pub(crate) const SLEEPER: usize = 2;
-/// The first of the others.
+/// The first of the other types.
 pub(crate) const OTHER: usize = 3;
 pub(crate) const NUMBER: usize = OTHER + 32;
 
-/// The objects of each type that were made and not dropped, and those that were dropped.
+/// The number of objects of each type that were made.
 pub(crate) static MADE: [Tally; NUMBER] = [const { Tally::new() }; NUMBER];
+/// The number of objects of each type that were dropped.
 pub(crate) static DROPPED: [Tally; NUMBER] = [const { Tally::new() }; NUMBER];
 
 impl<const N: usize> Item<N> {
-    /// Makes an object that is not shared yet.
+    /// Makes an unshared object.
     pub(crate) fn new(flags: Flags) -> Result<UniquePercpuRef<Self>> {
         let item = Self {
             canary: Atomic::new(ALIVE),
@@ -86,7 +89,7 @@ impl<const N: usize> Item<N> {
         Self::new(GFP_KERNEL).map(Self::share)
     }
 
-    /// Returns whether the object is there, which it must be as long as there is a reference.
+    /// Returns whether the object was not dropped, which must be so while there is a reference.
     pub(crate) fn is_alive(&self) -> bool {
         self.canary.load(Relaxed) == ALIVE
     }
@@ -126,7 +129,7 @@ impl<const N: usize> Drop for Item<N> {
     }
 }
 
-/// Two words that belong together until the pair is dropped, which readers find without counting.
+/// Two words that match until the pair is dropped, which readers find without a reference.
 pub(crate) struct Pair([Atomic<usize>; 2]);
 
 impl Pair {
@@ -149,7 +152,7 @@ impl Drop for Pair {
     }
 }
 
-/// An object that is killed and brought back to life, and changes its mode.
+/// An object that is killed, resurrected, frozen and switched.
 pub(crate) struct Gate {
     pub(crate) inside: Atomic<i32>,
     pub(crate) confirmed: Tally,
@@ -166,7 +169,7 @@ impl Gate {
         Ok(UniquePercpuRef::new_reinit(gate, GFP_KERNEL)?.into())
     }
 
-    /// What is done with a reference, in any context.
+    /// Uses and puts a reference, in any context.
     pub(crate) fn pass(guard: PercpuRefGuard<Self>) {
         guard.inside.add(1, Relaxed);
         let clone = guard.clone();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the torture counts, and its verdict.
+//! The numbers that the torture counts, and its verdict.
 
 use kernel::{
     prelude::*,
@@ -11,10 +11,10 @@ use kernel::{
     time::Delta, //
 };
 
-/// How often something was done.
+/// A counter of events.
 pub(crate) struct Tally {
     count: Atomic<u64>,
-    /// What it was when [`Row::has_moved`] looked last.
+    /// The count at the last call of [`Row::has_moved`].
     seen: Atomic<u64>,
 }
 
@@ -38,7 +38,7 @@ impl Tally {
         self.count.load(Relaxed)
     }
 
-    /// Sets it to `value` if that is more.
+    /// Sets the count to `value` if `value` is larger.
     pub(crate) fn raise(&self, value: u64) {
         let mut old = self.get();
         while old < value {
@@ -54,7 +54,7 @@ impl Tally {
 pub(crate) struct Row {
     name: &'static str,
     tally: &'static Tally,
-    /// What it must be equal to in the end.
+    /// The tally that it must be equal to at the end.
     of: Option<&'static Tally>,
 }
 
@@ -70,7 +70,7 @@ impl Row {
         core::ptr::eq(self.tally, tally)
     }
 
-    /// Returns whether the tally is not one that is only known in the end.
+    /// Returns whether the tally counts during the torture, and not only at its end.
     pub(crate) fn is_counted_on_the_way(&self) -> bool {
         self.of.is_none() || self.tally.get() > 0
     }
@@ -87,7 +87,7 @@ impl Row {
     fn print(&self, number: usize, seconds: usize) {
         let verdict = if self.is_right() { "ok" } else { "not ok" };
         let name = self.name;
-        // Without a division of 64 bits, which 32-bit machines do not have.
+        // Not `u64`, because 32-bit machines have no 64-bit division.
         let count = self.tally.get() as usize;
         let (whole, tenth) = (count / seconds, count % seconds * 10 / seconds);
         match self.of {
@@ -104,8 +104,9 @@ macro_rules! rows {
     ($($(#[$doc:meta])* $tally:ident $name:literal $(of $of:ident)?,)*) => {
         $($(#[$doc])* pub(crate) static $tally: Tally = Tally::new();)*
 
-        /// All that must be done in each run, in each minute of it, and some of it as often as
-        /// something else.
+        /// The operations that must be done in each run, and in each minute of it.
+        ///
+        /// Some must be done as often as another operation.
         pub(crate) static ROWS: &[Row] = &[$(Row {
             name: $name,
             tally: &$tally,
@@ -117,9 +118,9 @@ macro_rules! rows {
 }
 
 rows! {
-    /// References that were got one by one, and put again.
+    /// References that were got singly.
     GETS "gets",
-    /// The same by the CPUs' own counters, of CPUs that are online or not.
+    /// The sum of the per-CPU counters of gets, of all CPUs that are online or not.
     GETS_BY_CPU "gets_by_cpu" of GETS,
     /// Batches of references.
     BATCHES "batches",
@@ -128,16 +129,16 @@ rows! {
     HARD_TIMERS "hard_timers",
     SOFT_TIMERS "soft_timers",
     IRQ_WORKS "irq_works" of SENT,
-    /// Guards that were given to C, and taken back.
+    /// Guards that were passed to C and returned by C.
     TAKEN_FROM_C "taken_from_c" of GIVEN_TO_C,
     KILLS "kills",
     KILLS_IN_HARD_INTERRUPT "kills_in_hard_interrupt",
     KILLS_IN_SOFTIRQ "kills_in_softirq",
-    /// Releases in a hard interrupt, where the last reference was put.
+    /// Releases in a hard interrupt.
     RELEASES_IN_HARD_INTERRUPT "releases_in_hard_interrupt",
-    /// Those that slept.
+    /// Releases that slept.
     RELEASES_ASLEEP "releases_asleep",
-    /// Those of objects whose end waits for RCU Tasks.
+    /// Releases of objects whose kill waits for RCU Tasks.
     RELEASES_BY_RCU_TASKS "releases_by_rcu_tasks",
     RELEASES "releases" of SHARED,
     CONFIRMATIONS "confirmations" of TO_CONFIRM,
@@ -150,16 +151,16 @@ rows! {
     /// Objects that were never shared.
     CANCELLATIONS "cancellations",
     OBJECTS_DROPPED "objects_dropped" of OBJECTS,
-    /// Types that had objects.
+    /// Types that had objects, all of which were dropped.
     TYPES "types" of ALL_TYPES,
     PAIRS_DROPPED "pairs_dropped" of PAIRS,
     /// Objects whose initialisers failed.
     FAILED_INITS "failed_inits",
     /// Times that nearly all memory was in use.
     MEMORY_USED "memory_used",
-    /// Times that a thread went to another CPU.
+    /// Times that a thread was moved to a CPU.
     MOVES "moves",
-    /// Times that all threads were at rest.
+    /// Times that all threads rested.
     PAUSES "pauses",
     THREADS_ENDED "threads_ended" of THREADS,
     /// Times that a CPU was offline.
@@ -175,17 +176,17 @@ pub(crate) static SENT: Tally = Tally::new();
 pub(crate) static GIVEN_TO_C: Tally = Tally::new();
 pub(crate) static ALL_TYPES: Tally = Tally::new();
 pub(crate) static THREADS: Tally = Tally::new();
-/// Calls of the functions of the interrupts.
+/// Interrupts of all kinds.
 pub(crate) static INTERRUPTS: Tally = Tally::new();
 /// The longest wait for the end of an object, in milliseconds.
 pub(crate) static LONGEST_WAIT: Tally = Tally::new();
 /// The longest wait for the end of an object with `RCU_TASKS`.
 pub(crate) static LONGEST_WAIT_FOR_TASKS: Tally = Tally::new();
-/// Objects that there was no memory for. Whether there are any depends on the machine.
+/// Objects for which there was no memory, if there are any on the machine.
 pub(crate) static OUT_OF_MEMORY: Tally = Tally::new();
 pub(crate) static ERRORS: Tally = Tally::new();
 
-/// Counts an error, unless the condition holds.
+/// Counts and logs an error if the condition is false.
 macro_rules! expect {
     ($cond:expr) => {
         if !$cond {
@@ -194,7 +195,7 @@ macro_rules! expect {
     };
 }
 
-/// Logs the first errors, which are those that help.
+/// Counts an error, and logs it if it is one of the first, which are the most useful.
 #[cold]
 pub(crate) fn error(file: &str, line: u32, what: &str) {
     ERRORS.inc();
@@ -203,7 +204,7 @@ pub(crate) fn error(file: &str, line: u32, what: &str) {
     }
 }
 
-/// Returns the number of operations. A get and its put are two.
+/// Returns the number of operations. A get and its put count as two operations.
 fn operations() -> u64 {
     let pairs = GETS.get() + BATCHES.get();
     let others = [
@@ -217,7 +218,7 @@ fn operations() -> u64 {
     2 * pairs + others.iter().map(|tally| tally.get()).sum::<u64>()
 }
 
-/// Logs how far it is.
+/// Logs the progress of the torture.
 pub(crate) fn progress(elapsed: Delta) {
     pr_info!(
         "{} s: {} operations, {} kills, {} objects, {} errors\n",
@@ -229,7 +230,9 @@ pub(crate) fn progress(elapsed: Delta) {
     );
 }
 
-/// Logs the results, as a KTAP document, and the verdict. Returns whether all is right.
+/// Logs the results as a KTAP document, and the verdict.
+///
+/// Returns whether no error was found.
 pub(crate) fn verdict(seconds: u32, with_offline: bool) -> bool {
     let seconds = seconds as usize;
     let mut is_right = ERRORS.get() == 0;

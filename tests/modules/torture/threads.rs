@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the threads of the torture do. Each comes to its end soon after the stage is over.
+//! The threads of the torture, each of which ends soon after the end of the torture.
 
 use super::interrupts::{
     send,
@@ -47,14 +47,14 @@ extern "C" {
     fn percpu_ref_torture_use_memory() -> c_ulong;
 }
 
-/// What some of the threads do.
+/// A function that some of the threads run.
 pub(crate) struct Part {
     pub(crate) name: &'static str,
-    /// Is called with a number that depends on the CPU.
+    /// The function, which is called with a number that depends on the CPU.
     pub(crate) run: fn(&Stage, usize),
-    /// The number of threads on each CPU; 0: there is one thread.
+    /// The number of threads on each CPU, or 0 for one thread in all.
     pub(crate) on_each_cpu: usize,
-    /// Whether it needs CPUs that can go offline.
+    /// Whether the function needs CPUs that can go offline.
     pub(crate) needs_offline: bool,
     pub(crate) running: Atomic<usize>,
 }
@@ -86,11 +86,13 @@ pub(crate) static PARTS: [Part; 9] = [
     },
 ];
 
-/// Threads that do nothing, since they wait for RCU Tasks.
+/// The number of threads that are waiting for RCU Tasks.
 pub(crate) static WAITING_FOR_TASKS: Atomic<usize> = Atomic::new(0);
 
-/// Waits for the end of an object. The library looks again every ten seconds, so a wait that takes
-/// as long has missed its wake-up, or there was none. RCU Tasks may take longer.
+/// Calls `end`, which waits for the end of an object, and checks the time that it takes.
+///
+/// A waiter in the library checks again every ten seconds. So a wait of ten seconds has missed its
+/// wake-up, or there was none. A grace period of RCU Tasks may take longer.
 fn wait<R>(for_tasks: bool, end: impl FnOnce() -> R) -> R {
     let start = Instant::<Monotonic>::now();
     if for_tasks {
@@ -108,7 +110,7 @@ fn wait<R>(for_tasks: bool, end: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Gets and puts a reference again and again, for half a millisecond.
+/// Gets and puts a reference repeatedly for a tenth of a millisecond.
 fn get_and_put<const N: usize>(guard: &PercpuRefGuard<Item<N>>) {
     let Some(counter) = BY_CPU.element(0) else {
         return;
@@ -124,7 +126,7 @@ fn get_and_put<const N: usize>(guard: &PercpuRefGuard<Item<N>>) {
     }
 }
 
-/// Takes batches of references apart, and puts them together again.
+/// Splits and merges batches of references.
 fn split_and_merge<const N: usize>(guard: &PercpuRefGuard<Item<N>>, turn: usize) {
     let mut batch = guard.get_many(turn & 127);
     BATCHES.inc();
@@ -145,7 +147,7 @@ fn split_and_merge<const N: usize>(guard: &PercpuRefGuard<Item<N>>, turn: usize)
 }
 
 impl Stage {
-    /// Gets a reference to the object in one of some places, by one of three methods.
+    /// Gets a reference to the object in one of `places`, by one of three methods.
     #[track_caller]
     pub(crate) fn look_up<const N: usize>(
         &self,
@@ -168,7 +170,7 @@ impl Stage {
         found
     }
 
-    /// Looks objects up, and gets and puts references in each way.
+    /// Looks up objects, and gets and puts references by each method.
     fn read(&self, number: usize) {
         let mut turn = number;
         while self.goes_on(turn) {
@@ -205,7 +207,7 @@ impl Stage {
             if let Some(guard) = passing {
                 Gate::pass(guard);
             }
-            // The other threads, and the modules that come and go, need time, too.
+            // Leaves time for the other threads, and for loading and unloading modules.
             fsleep(Delta::from_millis(1));
         }
     }
@@ -222,8 +224,10 @@ impl Stage {
         expect!(guard.is_alive());
     }
 
-    /// Puts the guards that lie about. An object may be waited for that one of them is a reference
-    /// to, so each thread does so before it rests or ends.
+    /// Puts the guards that threads have left for other threads and for C.
+    ///
+    /// Each thread calls this before it rests or ends, because another thread may be waiting for
+    /// the objects of these guards.
     pub(crate) fn tidy_up(&self) {
         let left = self.left.lock().take();
         drop(left);
@@ -232,7 +236,7 @@ impl Stage {
         }
     }
 
-    /// Puts new objects in the places of old ones, and ends those in each way.
+    /// Replaces objects in places, and kills the old objects by each method.
     fn kill(&self, number: usize) {
         let mut turn = number;
         while self.goes_on(turn) {
@@ -288,12 +292,14 @@ impl Stage {
         }
     }
 
-    /// Ends objects that wait for RCU Tasks, which is not made for many in a second.
+    /// Replaces and kills objects that wait for RCU Tasks.
+    ///
+    /// Does so slowly, because RCU Tasks is not made for many callbacks a second.
     fn kill_tasks(&self, number: usize) {
         self.replace_and_end(&self.tasks, number, Delta::from_millis(20));
     }
 
-    /// Ends objects whose release sleeps.
+    /// Replaces and kills objects whose release sleeps.
     fn kill_sleepers(&self, number: usize) {
         self.replace_and_end(&self.sleepers, number, Delta::from_millis(3));
     }
@@ -316,7 +322,7 @@ impl Stage {
         }
     }
 
-    /// Kills the gate, brings it back to life and changes its mode, while other threads do so, too.
+    /// Kills, resurrects, freezes and switches the gate, which other threads do at the same time.
     fn switch(&self, number: usize) {
         let mut turn = number;
         while self.goes_on(turn) {
@@ -364,8 +370,9 @@ impl Stage {
         }
     }
 
-    /// Has objects of many types begin and end, few of a type at a time, so that classes come and
-    /// go.
+    /// Makes and kills objects of many types, few of each type at a time.
+    ///
+    /// So classes are made and removed.
     fn live_and_die(&self, number: usize) {
         let mut turn = number;
         while self.goes_on(turn) {
@@ -375,7 +382,7 @@ impl Stage {
         }
     }
 
-    /// Has the last references of objects put in interrupts.
+    /// Passes the last references of objects to interrupts, which put them.
     fn put_in_interrupt(&self, number: usize) {
         let mut turn = number;
         while self.goes_on(turn) {
@@ -392,7 +399,8 @@ impl Stage {
             count_by_cpu(0);
             KILLS.inc();
             expect!(item.kill());
-            // Until the reference is closed, when the guard's is the last one.
+            // In most turns, waits until the reference is closed, so that the guard is the last
+            // reference.
             let start = Instant::<Monotonic>::now();
             while turn & 7 != 0 && item.references() != Some(1) {
                 expect!(start.elapsed() < Delta::from_secs(10));
@@ -405,13 +413,14 @@ impl Stage {
         }
     }
 
-    /// Uses up the memory of the machine, and what the per-CPU allocator has ready. Makes objects
-    /// that fail to be made.
+    /// Exhausts the memory of the machine and the reserve of the per-CPU allocator.
+    ///
+    /// Also makes objects whose initialisers fail, and objects for which there is no memory.
     fn use_memory(&self, number: usize) {
         let mut turn = number;
         while self.goes_on(turn) {
             turn = turn.wrapping_add(1);
-            // SAFETY: We are in process context.
+            // SAFETY: `percpu_ref_torture_use_memory()` can be called from process context.
             if unsafe { percpu_ref_torture_use_memory() } > 0 {
                 MEMORY_USED.inc();
             }
@@ -419,7 +428,7 @@ impl Stage {
             if UniquePercpuRef::<Item<PLAIN>>::new(fails, GFP_KERNEL).is_err() {
                 FAILED_INITS.inc();
             }
-            // Without sleeping, the per-CPU allocator has only what was made ready before.
+            // An allocation that does not sleep can use only the reserve of the per-CPU allocator.
             let used = (
                 use_up(PerCpu::<[Local<u64>; 512]>::zeroed),
                 use_up(PerCpu::<[Local<u64>; 64]>::zeroed),
@@ -443,15 +452,15 @@ impl Stage {
         }
     }
 
-    /// Takes CPUs offline and back, one at a time.
+    /// Takes CPUs offline and online again, one at a time.
     fn take_offline(&self, _number: usize) {
         while self.goes_on(0) {
             for cpu in online_cpus().filter(|cpu| cpu.as_u32() != 0) {
-                // SAFETY: We are in process context.
+                // SAFETY: `remove_cpu()` can be called from process context.
                 if unsafe { remove_cpu(cpu.as_u32()) } == 0 {
                     OFFLINE.inc();
                     fsleep(Delta::from_millis(30));
-                    // SAFETY: We are in process context.
+                    // SAFETY: `add_cpu()` can be called from process context.
                     expect!(unsafe { add_cpu(cpu.as_u32()) } == 0);
                 }
                 fsleep(Delta::from_millis(30));
@@ -463,8 +472,9 @@ impl Stage {
     }
 }
 
-/// Makes objects until that fails, or there are many, or it has taken a while: RCU Tasks waits for
-/// this.
+/// Makes objects until that fails, there are 4096 objects, or a tenth of a second has passed.
+///
+/// The time is short because RCU Tasks waits for this function.
 fn use_up<T, E>(make: impl Fn(Flags) -> Result<T, E>) -> KVec<T> {
     let mut made = KVec::new();
     let start = Instant::<Monotonic>::now();
@@ -473,16 +483,16 @@ fn use_up<T, E>(make: impl Fn(Flags) -> Result<T, E>) -> KVec<T> {
         && made.reserve(1, GFP_NOWAIT).is_ok()
     {
         let Ok(one) = make(GFP_NOWAIT) else { break };
-        // There is room for it.
+        // Room was reserved above, so this does not fail.
         let _ = made.push(one, GFP_NOWAIT);
     }
     made
 }
 
-/// What a wait may take, so that a thread comes to its end also if the object does not.
+/// The timeout of most waits, so that a thread ends even if the object does not.
 const BOUND: Delta = Delta::from_secs(30);
 
-/// Ends an object in each way. Other threads may have references to it.
+/// Kills an object, to which other threads may have references, by one of eight methods.
 fn end<const N: usize>(old: PercpuRef<Item<N>>, turn: usize) {
     match turn % 8 {
         0 => drop(old),
@@ -503,7 +513,7 @@ fn end<const N: usize>(old: PercpuRef<Item<N>>, turn: usize) {
             expect!(result.is_ok() || old.is_dying());
         }
         5 => {
-            // A wait for what the thread itself holds ends by its timeout.
+            // A wait for a reference that the thread itself holds ends by its timeout.
             let guard = old.try_get();
             expect!(guard.is_some());
             expect!(old.kill_and_wait_timeout(Delta::from_micros(300)) == Err(ETIMEDOUT));
@@ -519,7 +529,7 @@ fn end<const N: usize>(old: PercpuRef<Item<N>>, turn: usize) {
     }
 }
 
-/// A life of an object of one type, with guards that are put before, during and after its end.
+/// Makes and kills an object of one type, with guards that are put before and after the kill.
 fn live<const N: usize>(turn: usize) {
     let Ok(item) = Item::<N>::make() else { return };
     let guard = item.try_get();
@@ -549,7 +559,7 @@ macro_rules! lives {
     ($($n:literal)*) => { [$(live::<{ OTHER + $n }>),*] };
 }
 
-/// A function for each type.
+/// The function [`live`] for each type.
 const LIVES: [fn(usize); NUMBER - OTHER] = lives!(
     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
 );

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A module that comes and goes during the torture. When it goes, its objects are on their ways to
-//! their ends: some wait for RCU, some for RCU Tasks, some for a thread in which they may sleep,
-//! some for another module, and some have never been shared.
+//! A module that is loaded and unloaded repeatedly during the torture.
 //!
-//! It says nothing. If the library runs one of its functions too late, the kernel does; if an
-//! object is left, that is in the library's list.
+//! When it is unloaded, its objects are in different states. Some wait for RCU, some for RCU Tasks,
+//! some for a thread in which they may sleep, and some for another module. One was never shared.
+//!
+//! The module logs nothing. If the library calls one of its functions after it was unloaded, the
+//! kernel logs an oops. If an object is leaked, the library lists it.
 
 use kernel::sync::percpu_ref::{
     Counted,
@@ -38,7 +39,7 @@ module! {
     license: "GPL",
 }
 
-/// What the functions below change: it lies in the module's memory.
+/// A variable in the module's memory, which the functions below change.
 static CALLS: Atomic<u32> = Atomic::new(0);
 
 /// An object of one of four types.
@@ -77,7 +78,7 @@ impl<const N: usize> Drop for Object<N> {
     }
 }
 
-/// What RCU drops.
+/// An object that RCU drops.
 struct Boxed(u32);
 
 impl Drop for Boxed {
@@ -86,7 +87,9 @@ impl Drop for Boxed {
     }
 }
 
-/// An RCU callback that queues itself once more. The library waits for two in a row.
+/// An RCU callback that queues itself once more.
+///
+/// The library waits for both calls.
 struct Callback(u32);
 
 impl RcuCallback for Callback {
